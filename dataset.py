@@ -1,0 +1,100 @@
+"""The training images: a folder of files as a shuffled `tf.data` pipeline."""
+
+import concurrent.futures
+import sys
+
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+from tqdm import tqdm
+
+import utils
+
+
+class ImageFolder:
+    """The images below a directory, each epoch in an order of its own that only the seed and the epoch decide."""
+
+    def __init__(self, directory, image_size, c_dim, train_size=None, seed=0, cache_mb=1024):
+        """Find and check all images; decode them into memory once if they fit into `cache_mb` MiB as uint8.
+
+        `train_size` takes that many of them, drawn by `seed`. A broken file is named on standard error and left out.
+        Raises UserError if no image is left.
+        """
+        self.shape = (image_size, image_size, c_dim)
+        self.paths = utils.find_images(directory)
+        if not self.paths:
+            suffixes = ", ".join(sorted(utils.IMAGE_SUFFIXES))
+            raise utils.UserError(f"--dataset {directory}: holds no images ({suffixes}); align.py makes such a folder")
+        if train_size and train_size < len(self.paths):
+            chosen = np.random.default_rng((seed, ord("t"))).choice(len(self.paths), train_size, replace=False)
+            self.paths = [self.paths[i] for i in sorted(chosen)]
+
+        cached = len(self.paths) * np.prod(self.shape) <= cache_mb * 2**20
+        self.images = np.empty((len(self.paths), *self.shape), np.uint8) if cached else None
+        good = []
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            errors = pool.map(self._load if cached else self._check, range(len(self.paths)))
+            for i, error in enumerate(tqdm(errors, "reading images", len(self.paths), leave=False)):
+                if error:
+                    tqdm.write(f"skipped {error}", file=sys.stderr)
+                else:
+                    good.append(i)
+        if not good:
+            raise utils.UserError(f"--dataset {directory}: none of its {len(self.paths)} images can be read; see above")
+        if cached and len(good) < len(self.paths):
+            for new, old in enumerate(good):
+                self.images[new] = self.images[old]
+            self.images = self.images[: len(good)]
+        self.paths = [self.paths[i] for i in good]
+
+    def __len__(self):
+        return len(self.paths)
+
+    def _decode(self, i):
+        return utils.read_image(self.paths[i], self.shape[0], self.shape[2])
+
+    def _load(self, i):
+        try:
+            self.images[i] = self._decode(i)
+        except utils.UserError as error:
+            return error
+
+    def _check(self, i):
+        """Only the header: to decode what memory cannot keep would double the first epoch's work."""
+        try:
+            with Image.open(self.paths[i]):
+                return None
+        except Exception as error:
+            return utils.UserError(f"{self.paths[i]}: not a readable image ({error})")
+
+    def read(self, i):
+        """Image `i` as uint8 (H, W, C); where its file broke since it was checked, that is said and the next serves."""
+        if self.images is not None:
+            return self.images[i]
+        for j in range(i, i + len(self)):
+            try:
+                return self._decode(j % len(self))
+            except utils.UserError as error:
+                tqdm.write(f"skipped {error}", file=sys.stderr)
+        raise RuntimeError("no image of the data set can be read any more")
+
+    def epoch(self, number, batch_size, seed=0, flip=False, start=0):
+        """The batches of epoch `number` as a tf.data.Dataset of float32 (batch_size, H, W, C) in [-1, 1].
+
+        Each image comes once; a last partial batch is dropped. `flip` mirrors about half of them. `start` leaves out as
+        many images as an interrupted run had already seen of this epoch.
+        """
+        draws = np.random.default_rng((seed, ord("e"), number))
+        order = draws.permutation(len(self))
+        flips = flip & draws.integers(2, size=len(self)).astype(bool)
+
+        def batch(indices, flips):
+            images = [self.read(i) for i in indices]
+            return utils.to_float([x[:, ::-1] if flip else x for x, flip in zip(images, flips, strict=True)])
+
+        def load(indices, flips):
+            return tf.ensure_shape(tf.numpy_function(batch, [indices, flips], tf.float32), (batch_size, *self.shape))
+
+        batches = tf.data.Dataset.from_tensor_slices((order[start:], flips[start:]))
+        batches = batches.batch(batch_size, drop_remainder=True)
+        return batches.map(load, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)

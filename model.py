@@ -1,0 +1,346 @@
+"""The method: a DCGAN (Radford et al. 2016) and image completion with it (Yeh et al. 2017, after Amos 2016).
+
+    dcgan = DCGAN(image_size=64, c_dim=3, z_dim=100, gf_dim=64, df_dim=64)
+    dcgan.train(ImageFolder("data/mine/aligned", 64, 3), epoch=25, ...)
+
+    dcgan = DCGAN.load("checkpoints/mine")
+    *_, last = dcgan.complete(images, masks, ...)     # last.completed holds the pictures
+
+Images are float32 (N, H, W, C) in [-1, 1], masks float32 (N, H, W, 1) with 1 = known and 0 = to fill.
+"""
+
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from tensorflow import keras
+from tqdm import tqdm
+
+import ops
+import utils
+
+CHECKPOINT_SECONDS = 300
+SCALARS_EVERY, HISTOGRAMS_EVERY, SAMPLES_EVERY = 10, 100, 200  # steps
+
+
+class Completion(NamedTuple):
+    """Where a search for z stands after `iteration` updates."""
+
+    iteration: int
+    z: np.ndarray  # (N, z_dim)
+    generated: np.ndarray  # G(z), images
+    completed: np.ndarray  # M*y + (1-M)*G(z), images
+    contextual: np.ndarray  # (N,)
+    perceptual: np.ndarray  # (N,)
+
+
+class DCGAN:
+    """Generator, discriminator, their losses, one training step, one completion step."""
+
+    def __init__(self, image_size, c_dim, z_dim, gf_dim, df_dim, ema=0.0):
+        """Build both networks with fresh weights.
+
+        `image_size` is a power of two of at least 16, `c_dim` 1 or 3; `gf_dim` and `df_dim` are the channels of the
+        widest spatial layer. `ema` above 0 keeps a moving average of the generator's weights with that decay.
+        """
+        self.architecture = dict(image_size=image_size, c_dim=c_dim, z_dim=z_dim, gf_dim=gf_dim, df_dim=df_dim, ema=ema)
+        self.image_size, self.c_dim, self.z_dim, self.ema = image_size, c_dim, z_dim, ema
+        self.generator = self.build_generator(gf_dim)
+        self.discriminator = self.build_discriminator(df_dim)
+        self.averaged = keras.models.clone_model(self.generator) if ema else None
+        if ema:
+            self.averaged.set_weights(self.generator.get_weights())
+        self.step, self.epoch, self.seen = (tf.Variable(0, dtype=tf.int64, trainable=False) for _ in range(3))
+
+    # the two networks
+
+    def channels(self, dim):
+        """The channels at spatial sizes 4, 8, ... image_size / 2: dim at the widest, doubling up to 8 dim."""
+        sizes = [2**k for k in range(2, self.image_size.bit_length() - 1)]
+        return [dim * min(8, self.image_size // (2 * size)) for size in sizes]
+
+    def build_generator(self, gf_dim):
+        """z (N, z_dim) -> images (Radford et al. 2016, figure 1)."""
+        first, *others = self.channels(gf_dim)
+        layers = [
+            keras.Input((self.z_dim,)),
+            ops.linear(4 * 4 * first, "g_h0_lin"),
+            keras.layers.Reshape((4, 4, first)),
+        ]
+        layers += [ops.batch_norm("g_bn0"), ops.relu()]
+        for i, filters in enumerate(others, start=1):
+            layers += [ops.conv2d_transpose(filters, f"g_h{i}"), ops.batch_norm(f"g_bn{i}"), ops.relu()]
+        layers += [ops.conv2d_transpose(self.c_dim, f"g_h{len(others) + 1}", activation="tanh")]
+        return keras.Sequential(layers, name="generator")
+
+    def build_discriminator(self, df_dim):
+        """Images -> logits (N, 1); their sigmoid is the probability that an image is real."""
+        layers = [keras.Input((self.image_size, self.image_size, self.c_dim))]
+        for i, filters in enumerate(reversed(self.channels(df_dim))):
+            layers += [ops.conv2d(filters, f"d_h{i}_conv")]
+            layers += [ops.batch_norm(f"d_bn{i}")] if i else []
+            layers += [ops.lrelu()]
+        layers += [keras.layers.Flatten(), ops.linear(1, f"d_h{i}_lin")]
+        return keras.Sequential(layers, name="discriminator")
+
+    @property
+    def sampler(self):
+        """The generator to draw samples and completions from: the averaged one where there is one."""
+        return self.generator if self.averaged is None else self.averaged
+
+    # the three losses
+
+    @staticmethod
+    def discriminator_losses(real_logits, fake_logits):
+        """-log D(x) and -log(1 - D(G(z))), each the mean over its batch (Goodfellow et al. 2014, equation 1)."""
+        d_loss_real = tf.reduce_mean(ops.sigmoid_cross_entropy(real_logits, 1))
+        d_loss_fake = tf.reduce_mean(ops.sigmoid_cross_entropy(fake_logits, 0))
+        return d_loss_real, d_loss_fake
+
+    @staticmethod
+    def generator_loss(fake_logits):
+        """-log D(G(z)) of each image, (N,): the non-saturating loss (Goodfellow et al. 2014, section 3)."""
+        return ops.sigmoid_cross_entropy(fake_logits, 1)
+
+    def completion_losses(self, z, images, masks):
+        """G(z) and how well it fits: contextual and perceptual loss of each image, (N,) each (Amos 2016, step 3).
+
+        Batch normalisation runs on its moving statistics, so an image's losses do not depend on its batch.
+        """
+        generated = self.sampler(z, training=False)
+        contextual = ops.contextual_loss(generated, images, masks)
+        perceptual = self.generator_loss(self.discriminator(generated, training=False))
+        return generated, contextual, perceptual
+
+    # training
+
+    def prepare_training(self, learning_rate, beta1):
+        """Make the optimizers, with the epsilon of the reference's TensorFlow."""
+        self.d_optimizer = keras.optimizers.Adam(learning_rate, beta_1=beta1, epsilon=1e-8)
+        self.g_optimizer = keras.optimizers.Adam(learning_rate, beta_1=beta1, epsilon=1e-8)
+        # their slots must exist before a checkpoint is restored into them
+        self.d_optimizer.build(self.discriminator.trainable_variables)
+        self.g_optimizer.build(self.generator.trainable_variables)
+
+    def train_step(self, images, z):
+        """One update of the discriminator, then two of the generator, on the same z (Amos 2016, step 2).
+
+        Returns the scalars d_loss, d_loss_real, d_loss_fake, g_loss (before the second update) and the probabilities
+        d, d_ (N, 1) that D gave to the real and the generated images.
+        """
+        with tf.GradientTape() as g_tape:
+            fakes = self.generator(z, training=True)
+
+        with tf.GradientTape() as d_tape:
+            real_logits = self.discriminator(images, training=True)
+            fake_logits = self.discriminator(tf.stop_gradient(fakes), training=True)
+            d_loss_real, d_loss_fake = self.discriminator_losses(real_logits, fake_logits)
+            d_loss = d_loss_real + d_loss_fake
+        self.update(self.d_optimizer, self.discriminator, d_tape, d_loss)
+
+        with g_tape:  # records on: G has not changed, so its first update shares G(z) with D's
+            g_loss = tf.reduce_mean(self.generator_loss(self.discriminator(fakes, training=True)))
+        self.update(self.g_optimizer, self.generator, g_tape, g_loss)
+
+        with tf.GradientTape() as g_tape:
+            fakes = self.generator(z, training=True)
+            g_loss = tf.reduce_mean(self.generator_loss(self.discriminator(fakes, training=True)))
+        self.update(self.g_optimizer, self.generator, g_tape, g_loss)
+
+        if self.averaged is not None:
+            weights = self.averaged.trainable_variables, self.generator.trainable_variables
+            ops.moving_average_update(*weights, self.step, self.ema)
+        self.step.assign_add(1)
+        return {
+            "d_loss": d_loss,
+            "d_loss_real": d_loss_real,
+            "d_loss_fake": d_loss_fake,
+            "g_loss": g_loss,
+            "d": tf.sigmoid(real_logits),
+            "d_": tf.sigmoid(fake_logits),
+        }
+
+    @staticmethod
+    def update(optimizer, network, tape, loss):
+        """Apply one step of `optimizer` to the trainable variables of `network` alone."""
+        optimizer.apply(tape.gradient(loss, network.trainable_variables), network.trainable_variables)
+
+    def train(
+        self, images, *, epoch, batch_size, learning_rate, beta1, seed, flip, checkpoint_dir, sample_dir, log_dir
+    ):
+        """Train on `images` (a dataset.ImageFolder) until `epoch` epochs are done, those of earlier runs included.
+
+        Goes on from the newest checkpoint of `checkpoint_dir`, and writes one every five minutes, at each epoch's end
+        and when SIGINT or SIGTERM asks it to stop. Writes a sample grid to `sample_dir` every 200 steps and the
+        TensorBoard record to a folder of this run's own below `log_dir`. Returns the signal that ended it, or None.
+        Raises utils.UserError if a checkpoint cannot be read or written.
+        """
+        batch_size = min(batch_size, len(images))
+        self.prepare_training(learning_rate, beta1)
+        manager = tf.train.CheckpointManager(self.training_state(), checkpoint_dir, max_to_keep=3)
+        if manager.latest_checkpoint:
+            restore(manager.checkpoint, manager.latest_checkpoint).assert_consumed()
+            for optimizer in (self.d_optimizer, self.g_optimizer):
+                optimizer.learning_rate.assign(learning_rate)  # the checkpoint held the earlier run's
+        if self.epoch >= epoch:
+            return None
+
+        train_step = tf.function(self.train_step)
+        done, rest = int(self.step), (len(images) - int(self.seen)) // batch_size
+        steps = done + rest + (epoch - int(self.epoch) - 1) * (len(images) // batch_size)
+        bar = tqdm(total=steps * batch_size, initial=done * batch_size, unit="img", dynamic_ncols=True)
+        bar.mininterval = 0.5 if sys.stderr.isatty() else 30
+        run = f"{Path(checkpoint_dir).resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        writer = tf.summary.create_file_writer(str(Path(log_dir) / run))
+        with utils.deferred_signals() as stop, bar, writer.as_default():
+            shapes = (batch_size, *images.shape), (batch_size, self.z_dim)
+            tf.summary.graph(train_step.get_concrete_function(*map(tf.TensorSpec, shapes)).graph)
+            saved = self.reported = time.monotonic()
+            while self.epoch < epoch and not stop:
+                for batch in images.epoch(int(self.epoch), batch_size, seed, flip, start=int(self.seen)):
+                    z = ops.random_z((batch_size, self.z_dim), seed, ord("z"), int(self.step))
+                    outputs = train_step(batch, z)
+                    self.seen.assign_add(batch_size)
+                    bar.update(batch_size)
+                    self.report({"z": z, **outputs}, bar, epoch)
+                    if self.step % SAMPLES_EVERY == 0 or self.step == 1:
+                        self.write_samples(sample_dir, seed)
+                    if stop:
+                        break
+                    if time.monotonic() - saved > CHECKPOINT_SECONDS:
+                        save(manager, int(self.step))
+                        saved = time.monotonic()
+                else:
+                    self.epoch.assign_add(1)
+                    self.seen.assign(0)
+                save(manager, int(self.step))
+            self.write_samples(sample_dir, seed)
+        return stop[0] if stop else None
+
+    def report(self, outputs, bar, epochs):
+        """Show what the step returned in TensorBoard and on the progress bar, when its turn has come."""
+        step = int(self.step)
+        if step % SCALARS_EVERY == 0:
+            losses = {name: float(outputs[name]) for name in ("d_loss", "d_loss_real", "d_loss_fake", "g_loss")}
+            seconds, self.reported = time.monotonic() - self.reported, time.monotonic()
+            images_per_second = SCALARS_EVERY * len(outputs["z"]) / seconds
+            for name, value in {**losses, "images_per_second": images_per_second}.items():
+                tf.summary.scalar(name, value, step)
+            bar.set_description(f"epoch {int(self.epoch) + 1}/{epochs} step {step}", refresh=False)
+            bar.set_postfix(d_loss=f"{losses['d_loss']:.3f}", g_loss=f"{losses['g_loss']:.3f}", refresh=False)
+        if step % HISTOGRAMS_EVERY == 0 or step == 1:
+            for name in ("z", "d", "d_"):
+                tf.summary.histogram(name, outputs[name], step)
+
+    def write_samples(self, sample_dir, seed):
+        """Write an 8x8 grid of images of one fixed z, as a file and as TensorBoard's image G."""
+        self.refresh_average()
+        step = int(self.step)
+        grid = utils.image_grid(self.sampler(ops.random_z((64, self.z_dim), seed, ord("s")), training=False))
+        utils.write_image(Path(sample_dir) / f"train_{int(self.epoch):02d}_{step:06d}.png", grid)
+        tf.summary.image("G", grid[None], step)
+
+    def refresh_average(self):
+        """Make the averaged generator fit for use: its batch-norm statistics are estimated anew from 1,024 random z."""
+        if self.averaged is not None:
+            ops.reestimate_batch_norm(self.averaged, [ops.random_z((64, self.z_dim), ord("b"), k) for k in range(16)])
+
+    # completion
+
+    @tf.function
+    def search(self, z, v, images, masks, lr, momentum, lam, iterations):
+        """Move z by `iterations` updates down the gradient of contextual + lam * perceptual loss; returns z and v.
+
+        The losses of the images are summed, not averaged: each image's z moves as if it were alone.
+        """
+        for _ in tf.range(iterations):
+            with tf.GradientTape() as tape:
+                tape.watch(z)
+                _, contextual, perceptual = self.completion_losses(z, images, masks)
+                loss = contextual + lam * perceptual
+            z, v = ops.momentum_update(z, v, tape.gradient(loss, z), lr, momentum)
+        return z, v
+
+    def complete(self, images, masks, z, *, iterations, lr, momentum, lam, interval):
+        """Fill the unknown part of `images`; yields a Completion at the start, every `interval` updates and at the end.
+
+        `z` (N, z_dim) in [-1, 1] is where the search starts, one for each image; the last Completion is the result.
+        """
+        images, masks, z = (tf.convert_to_tensor(x, tf.float32) for x in (images, masks, z))
+        lr, momentum, lam = (tf.constant(x, tf.float32) for x in (lr, momentum, lam))
+        losses = tf.function(self.completion_losses)
+        v = tf.zeros_like(z)
+        done = 0
+        while True:
+            generated, contextual, perceptual = losses(z, images, masks)
+            completed = masks * images + (1 - masks) * generated
+            yield Completion(done, *(x.numpy() for x in (z, generated, completed, contextual, perceptual)))
+            if done == iterations:
+                return
+            count = min(interval, iterations - done)
+            z, v = self.search(z, v, images, masks, lr, momentum, lam, tf.constant(count))
+            done += count
+
+    # checkpoints
+
+    def inference_state(self):
+        """What completion needs, as a tf.train.Checkpoint: the weights of each network under its layers' names."""
+        networks = {"generator": self.generator, "discriminator": self.discriminator, "averaged": self.averaged}
+        return tf.train.Checkpoint(
+            **{
+                name: tf.train.Checkpoint(**{layer.name: layer for layer in network.layers if layer.weights})
+                for name, network in networks.items()
+                if network is not None
+            }
+        )
+
+    def training_state(self):
+        """What a resumed run needs: the networks, both optimizers, and how far the run had come."""
+        return tf.train.Checkpoint(
+            networks=self.inference_state(),
+            d_optimizer=self.d_optimizer,
+            g_optimizer=self.g_optimizer,
+            step=self.step,
+            epoch=self.epoch,
+            seen=self.seen,
+        )
+
+    @classmethod
+    def load(cls, checkpoint_dir):
+        """The trained model of a checkpoint directory, ready for completion.
+
+        Raises utils.UserError, naming the file, where there is none or it is damaged.
+        """
+        architecture = utils.read_json(Path(checkpoint_dir) / "config.json").get("architecture", {})
+        path = tf.train.latest_checkpoint(checkpoint_dir)
+        if not path:
+            raise utils.UserError(f"{checkpoint_dir}: holds no checkpoint; train one with train-dcgan.py")
+        dcgan = cls(**architecture)
+        restore(tf.train.Checkpoint(networks=dcgan.inference_state(), step=dcgan.step), path).expect_partial()
+        dcgan.refresh_average()
+        return dcgan
+
+
+def restore(checkpoint, path):
+    """Read a checkpoint; whatever is wrong with it becomes a utils.UserError that names it."""
+    try:
+        status = checkpoint.restore(path)
+        status.assert_existing_objects_matched()
+        return status
+    except (tf.errors.OpError, AssertionError, IndexError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise utils.UserError(f"{path}: cannot be read ({reason}); remove it, or train again elsewhere") from error
+
+
+def save(manager, step):
+    """Write a checkpoint numbered by its step; raise utils.UserError where the disk does not take it."""
+    try:
+        manager.save(checkpoint_number=step)
+    except tf.errors.OpError as error:
+        reason = error.message.splitlines()[0]
+        raise utils.UserError(
+            f"{manager.directory}: no checkpoint could be written at step {step} ({reason})"
+        ) from error

@@ -1,0 +1,102 @@
+"""Layers with the reference's initial weights, and the tensor maths of the method. Knows nothing of DCGAN."""
+
+import numpy as np
+import tensorflow as tf
+from tensorflow import keras
+
+
+def linear(units, name):
+    """Dense layer, weights normal with std 0.02."""
+    return keras.layers.Dense(units, kernel_initializer=keras.initializers.RandomNormal(stddev=0.02), name=name)
+
+
+def conv2d(filters, name):
+    """5x5 convolution with stride 2: halves height and width. Weights truncated normal with std 0.02."""
+    init = keras.initializers.TruncatedNormal(stddev=0.02)
+    return keras.layers.Conv2D(filters, 5, strides=2, padding="same", kernel_initializer=init, name=name)
+
+
+def conv2d_transpose(filters, name, activation=None):
+    """5x5 transposed convolution with stride 2: doubles height and width. Weights normal with std 0.02."""
+    init = keras.initializers.RandomNormal(stddev=0.02)
+    return keras.layers.Conv2DTranspose(
+        filters, 5, strides=2, padding="same", activation=activation, kernel_initializer=init, name=name
+    )
+
+
+def batch_norm(name):
+    """Batch normalisation with scale and centre; its moving statistics decay by 0.9 with every training pass."""
+    return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)
+
+
+def relu():
+    """max(x, 0)."""
+    return keras.layers.ReLU()
+
+
+def lrelu():
+    """Leaky ReLU: max(x, 0.2 x)."""
+    return keras.layers.LeakyReLU(0.2)
+
+
+def random_z(shape, *seed):
+    """z uniform on [-1, 1], float32 of `shape`, decided by the whole numbers `seed` alone, on every device."""
+    return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
+
+
+def sigmoid_cross_entropy(logits, label):
+    """-log sigmoid(logit) for label 1, -log(1 - sigmoid(logit)) for label 0. Logits (N, 1) -> per-image losses (N,)."""
+    labels = tf.fill(tf.shape(logits), float(label))
+    return tf.squeeze(tf.nn.sigmoid_cross_entropy_with_logits(labels, logits), 1)
+
+
+def contextual_loss(generated, images, mask):
+    """L1 distance on the known pixels, |M*G(z) - M*y| summed over each image (Amos 2016, step 3; Yeh et al. 2017).
+
+    `generated` and `images` are (N, H, W, C) in [-1, 1], `mask` (N, H, W, 1) with 1 = known; returns (N,).
+    """
+    return tf.reduce_sum(tf.abs(mask * generated - mask * images), axis=[1, 2, 3])
+
+
+def momentum_update(z, v, gradient, lr, momentum):
+    """One step of projected gradient descent with Nesterov momentum, as in Amos 2016; returns the new z and v.
+
+    v' = momentum v - lr g;  z' = clip(z - momentum v + (1 + momentum) v', -1, 1). All arrays (N, z_dim).
+    """
+    v_prev = v
+    v = momentum * v - lr * gradient
+    z = z - momentum * v_prev + (1 + momentum) * v
+    return tf.clip_by_value(z, -1.0, 1.0), v
+
+
+def moving_average_update(averages, values, step, decay):
+    """Move each average towards its value with decay min(decay, (1 + step) / (10 + step)): quickly at first."""
+    step = tf.cast(step, tf.float32)
+    rate = 1 - tf.minimum(decay, (1 + step) / (10 + step))
+    for average, value in zip(averages, values, strict=True):
+        average.assign_sub(rate * (average - value))
+
+
+def reestimate_batch_norm(network, batches):
+    """Set the moving statistics of `network` to the plain mean of those of `batches`, a list of its inputs.
+
+    Averaged weights need it: the average of the statistics that single weights had does not fit them.
+    """
+    norms = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    decays = [layer.momentum for layer in norms]
+    for k, batch in enumerate(batches):
+        for layer in norms:
+            layer.momentum = k / (k + 1)  # the moving average after k + 1 batches is then their mean
+        network(batch, training=True)
+    for layer, decay in zip(norms, decays, strict=True):
+        layer.momentum = decay
+
+
+def use_device():
+    """Let GPU memory grow on demand instead of taking it all at once; returns a line that names the device in use."""
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    if not gpus:
+        return "device: CPU (TensorFlow sees no GPU; TF_CPP_MIN_LOG_LEVEL=0 shows what it says of that)"
+    return f"device: GPU ({tf.config.experimental.get_device_details(gpus[0]).get('device_name', gpus[0].name)})"

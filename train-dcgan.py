@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+"""Train a DCGAN on a folder of aligned faces, or go on with a run that was stopped.
+
+./train-dcgan.py --dataset data/mine/aligned --epoch 25
+tensorboard --logdir logs
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import utils
+
+DEFAULTS = {
+    "architecture": dict(image_size=64, c_dim=3, z_dim=100, gf_dim=64, df_dim=64, ema=0.0),
+    "training": dict(batch_size=64, learning_rate=0.0002, beta1=0.5, seed=0, flip=False),
+}
+
+
+def parse_args():
+    parser = utils.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    count = utils.number(int, 1)
+    add = parser.add_argument
+    add("--dataset", metavar="DIR", required=True, help="folder of images, searched in all subfolders")
+    add("--epoch", type=count, default=25, help="epochs in all, those before a resume included (%(default)s)")
+    add("--train_size", type=count, metavar="N", help="use N of the images, drawn by --seed (all)")
+    add("--checkpoint_dir", metavar="DIR", default="checkpoints/mine", help="where the model is kept (%(default)s)")
+    add("--sample_dir", metavar="DIR", default="samples", help="where sample grids go (%(default)s)")
+    add("--log_dir", metavar="DIR", default="logs", help="where TensorBoard's record goes (%(default)s)")
+    add("--cache_mb", type=utils.number(int, 0), metavar="MB", default=1024, help="memory for images (%(default)s)")
+
+    group = parser.add_argument_group("settings kept with the model", "a resumed run goes on with them")
+    add = group.add_argument
+    defaults = DEFAULTS["architecture"] | DEFAULTS["training"]
+
+    def setting(name, text, **options):
+        add(f"--{name}", help=f"{text} ({defaults[name]})", **options)
+
+    setting("batch_size", "images per step", type=count)
+    setting("learning_rate", "step size of Adam", type=utils.number(float, 0, above=True))
+    setting("beta1", "momentum of Adam", type=utils.number(float, 0, 0.9999))
+    setting("seed", "decides data order, flips, z and first weights", type=utils.number(int, 0))
+    setting("flip", "mirror half of the images at random", action=argparse.BooleanOptionalAction)
+    setting("image_size", "side of the images in pixels", type=int, choices=[16, 32, 64, 128, 256])
+    setting("c_dim", "colour channels", type=int, choices=[1, 3])
+    setting("z_dim", "dimensions of z", type=count)
+    setting("gf_dim", "the generator's channels at half the image size", type=count)
+    setting("df_dim", "the discriminator's channels at half the image size", type=count)
+    setting("ema", "decay of the generator's moving average, 0: none", type=utils.number(float, 0, 0.999999))
+    return parser, parser.parse_args()
+
+
+def settings(args):
+    """The settings of this run: the flags given, then what the checkpoint directory says, then the defaults."""
+    config_file = Path(args.checkpoint_dir) / "config.json"
+    resumed = (Path(args.checkpoint_dir) / "checkpoint").exists()
+    saved = utils.read_json(config_file) if resumed else {}
+    config = {}
+    for part, defaults in DEFAULTS.items():
+        given = {name: getattr(args, name) for name in defaults if getattr(args, name) is not None}
+        config[part] = defaults | saved.get(part, {}) | given
+    for name, value in saved.get("architecture", {}).items():
+        if config["architecture"].get(name) != value:
+            raise utils.UserError(
+                f"--{name} {config['architecture'].get(name)}: the model in {args.checkpoint_dir} has {name} {value}; "
+                "leave the flag out, or choose another --checkpoint_dir"
+            )
+    return config, resumed
+
+
+def main():
+    parser, args = parse_args()
+    try:
+        return train(args)
+    except utils.UserError as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        return 130
+
+
+def train(args):
+    if not Path(args.dataset).is_dir():
+        raise utils.UserError(f"--dataset {args.dataset}: no such directory")
+    config, resumed = settings(args)
+    for flag in ("checkpoint_dir", "sample_dir", "log_dir"):
+        utils.make_directory(getattr(args, flag), f"--{flag}")
+    if not resumed and any(Path(args.sample_dir).glob("train_*.png")):
+        raise utils.UserError(f"--sample_dir {args.sample_dir}: holds samples of another run; choose another directory")
+
+    with utils.quiet_tensorflow():
+        import ops
+        from dataset import ImageFolder
+        from model import DCGAN
+
+        device = ops.use_device()
+    print(device)
+    architecture, training = config["architecture"], config["training"]
+    size, channels, seed = architecture["image_size"], architecture["c_dim"], training["seed"]
+    images = ImageFolder(args.dataset, size, channels, args.train_size, seed, args.cache_mb)
+    print(f"images: {len(images)}, {'in memory' if images.images is not None else 'read anew each epoch'}")
+
+    ops.keras.utils.set_random_seed(seed)
+    dcgan = DCGAN(**architecture)
+    utils.write_json(Path(args.checkpoint_dir) / "config.json", config)
+    signal = dcgan.train(
+        images,
+        epoch=args.epoch,
+        checkpoint_dir=args.checkpoint_dir,
+        sample_dir=args.sample_dir,
+        log_dir=args.log_dir,
+        **training,
+    )
+    print(f"{args.checkpoint_dir}: epoch {int(dcgan.epoch)} of {args.epoch}, step {int(dcgan.step)}")
+    if signal:
+        print("stopped; the same command goes on from there")
+        return 128 + signal
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""Files and pictures: what the scripts share to find, read and write images. Knows nothing of TensorFlow."""
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+
+
+class UserError(Exception):
+    """A mistake a user can mend; its message is one line that names the flag or file and says what to do."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's parser, but an error is one line without the usage text in front; the exit status stays 2."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def number(kind, low, high=math.inf, above=False):
+    """An argparse `type` for an `int` or `float` from `low` (or `above` it) to `high`."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if math.isfinite(value) and low <= value <= high and not (above and value == low):
+            return value
+        limits = f"{'above' if above else 'from'} {low}" + (f" to {high}" if high < math.inf else "")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if kind is int else ''}number {limits}")
+
+    return parse
+
+
+@contextlib.contextmanager
+def quiet_tensorflow():
+    """Import TensorFlow and list its devices inside this, so that its start-up chatter does not bury our one line.
+
+    What it wrote on standard error is shown after all if the block raises, or if TF_CPP_MIN_LOG_LEVEL is set.
+    """
+    show = "TF_CPP_MIN_LOG_LEVEL" in os.environ
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    # the messages come from C++ before its logging is set up, and only the file descriptor catches them
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            show = True
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            if show:
+                said.seek(0)
+                sys.stderr.write(said.read().decode(errors="replace"))
+
+
+@contextlib.contextmanager
+def deferred_signals():
+    """Yield a list that collects SIGINT and SIGTERM as they come, so that a loop can leave at a safe place."""
+    received = []
+    before = {
+        number: signal.signal(number, lambda received_number, frame: received.append(received_number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def find_images(directory):
+    """The paths of all image files (by suffix) below `directory`, sorted: a seed draws the same ones everywhere."""
+    return sorted(p for p in Path(directory).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+
+
+def read_image(path, size, channels):
+    """Read one image file as the networks want it: upright, centre-cropped to a square, resized with anti-aliasing.
+
+    Returns uint8 (size, size, channels), `channels` 1 (grey) or 3 (RGB). Transparent pixels show white behind them.
+    Raises UserError, naming the file, for whatever is wrong with it.
+    """
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+        if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion to 8 would clip, not scale
+            image = Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).round().astype(np.uint8))
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = image.convert("RGB" if channels == 3 else "L")
+        if image.size != (size, size):
+            image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+        return np.asarray(image).reshape(size, size, channels)
+    except Exception as error:  # Pillow raises anything from SyntaxError to struct.error on a damaged file
+        raise UserError(f"{path}: not a readable image ({error})") from error
+
+
+def to_float(pixels):
+    """uint8 pixels to float32 in [-1, 1], the generator's range."""
+    return np.asarray(pixels, np.float32) / 127.5 - 1
+
+
+def to_uint8(images):
+    """Float images in [-1, 1] to uint8, rounded to nearest; values outside are clipped. Undoes `to_float` exactly."""
+    return np.clip(np.round((np.asarray(images) + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def image_grid(images, columns=8):
+    """Tile float images (N, H, W, C) in [-1, 1] row by row into one uint8 picture; places left over are black."""
+    images = to_uint8(images)
+    count, *shape = images.shape
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    cells = np.zeros((rows * columns, *shape), np.uint8)
+    cells[:count] = images
+    bands = cells.reshape(rows, columns, *shape).swapaxes(1, 2)  # (rows, height, columns, width, channels)
+    return bands.reshape(rows * shape[0], columns * shape[1], shape[2])
+
+
+def write_image(path, pixels):
+    """Write uint8 pixels (H, W, 1 or 3) as a picture; the suffix of `path` chooses the format."""
+    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(path)
+
+
+def make_directory(path, flag):
+    """Make a directory with its parents and check that it can be written; raise UserError, naming `flag`, if not."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise UserError(f"{flag} {path}: cannot be written ({error.strerror}); choose another directory") from error
+    return path
+
+
+def write_json(path, content):
+    """Write a JSON file so that a crash leaves the old file or the new one, never half of it."""
+    path = Path(path)
+    draft = path.with_name(path.name + ".draft")
+    draft.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(draft, path)
+
+
+def read_json(path):
+    """Read a JSON object; raise UserError, naming the file, if it is missing or damaged."""
+    try:
+        content = json.loads(Path(path).read_text())
+        if not isinstance(content, dict):
+            raise ValueError("not a JSON object")
+        return content
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
