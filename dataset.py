@@ -34,7 +34,7 @@ class ImageFolder:
         good = []
         with concurrent.futures.ThreadPoolExecutor() as pool:
             errors = pool.map(self._load if cached else self._check, range(len(self.paths)))
-            for i, error in enumerate(tqdm(errors, "reading images", len(self.paths), leave=False)):
+            for i, error in enumerate(tqdm(errors, "reading images", len(self.paths), leave=False, disable=None)):
                 if error:
                     tqdm.write(f"skipped {error}", file=sys.stderr)
                 else:

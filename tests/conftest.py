@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+import utils
+
+TINY = dict(image_size=16, c_dim=3, z_dim=5, gf_dim=8, df_dim=8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Ten random 16x16 PNG files, in two subfolders."""
+    rng = np.random.default_rng(0)
+    for i in range(10):
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        utils.write_image(path, rng.integers(0, 256, (16, 16, 3), np.uint8))
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """A text file that calls itself an image."""
+    path = tmp_path / "broken.png"
+    path.write_text("this is no image")
+    return path
+
+
+@pytest.fixture
+def tiny_dcgan():
+    """A function that makes a tiny DCGAN whose weights and moving statistics are all random, as after training."""
+    from model import DCGAN
+
+    def make(**options):
+        dcgan = DCGAN(**{**TINY, **options})
+        rng = np.random.default_rng(1)
+        for network in (dcgan.generator, dcgan.discriminator):
+            for variable in network.variables:
+                values = rng.normal(0, 0.3, variable.shape)
+                variable.assign(np.abs(values) + 0.5 if "variance" in variable.path else values)
+        return dcgan
+
+    return make
+
+
+@pytest.fixture
+def save_image(tmp_path):
+    """A function that writes an array, or a PIL image, to a file and returns its path."""
+
+    def save(name, image, **options):
+        path = tmp_path / name
+        (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(path, **options)
+        return path
+
+    return save

@@ -1,0 +1,387 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import TINY
+from scipy.special import expit, log_expit
+from tensorflow import keras
+
+import model
+import ops
+import utils
+from model import DCGAN
+
+RNG = np.random.default_rng(0)
+
+
+def values(variables):
+    return [v.numpy() for v in variables]
+
+
+def changed(before, variables):
+    return [not np.array_equal(b, v.numpy()) for b, v in zip(before, variables, strict=True)]
+
+
+def images(count, size=16, channels=3):
+    return RNG.uniform(-1, 1, (count, size, size, channels)).astype(np.float32)
+
+
+def zs(count, z_dim=5):
+    return RNG.uniform(-1, 1, (count, z_dim)).astype(np.float32)
+
+
+def center_hole(count):
+    mask = np.ones((count, 16, 16, 1), np.float32)
+    mask[:, 4:12, 4:12] = 0
+    return mask
+
+
+# networks
+
+
+def test_parameter_counts_of_the_reference():
+    dcgan = DCGAN(image_size=64, c_dim=3, z_dim=100, gf_dim=64, df_dim=64)
+    assert dcgan.generator.count_params() == 5_137_283
+    assert dcgan.discriminator.count_params() == 4_318_337
+
+
+@pytest.mark.parametrize(
+    "size, channels",
+    [
+        (16, [2, 1]),
+        (32, [4, 2, 1]),
+        (64, [8, 4, 2, 1]),
+        (128, [8, 8, 4, 2, 1]),
+        (256, [8, 8, 8, 4, 2, 1]),
+    ],
+)
+@pytest.mark.parametrize("c_dim", [1, 3])
+def test_shapes_at_every_size(size, channels, c_dim):
+    dcgan = DCGAN(image_size=size, c_dim=c_dim, z_dim=5, gf_dim=3, df_dim=3)
+    channels = [3 * c for c in channels]
+    assert dcgan.channels(3) == channels
+    generated = dcgan.generator(zs(2), training=False)
+    assert generated.shape == (2, size, size, c_dim)
+    assert dcgan.discriminator(generated, training=False).shape == (2, 1)
+    convolutions = [layer.filters for layer in dcgan.discriminator.layers if isinstance(layer, keras.layers.Conv2D)]
+    assert convolutions == channels[::-1]
+
+
+def test_first_weights():
+    dcgan = DCGAN(image_size=64, c_dim=3, z_dim=100, gf_dim=16, df_dim=16)
+    for network in (dcgan.generator, dcgan.discriminator):
+        for layer in network.layers:
+            if hasattr(layer, "kernel"):
+                kernel = layer.kernel.numpy()
+                truncated = isinstance(layer, keras.layers.Conv2D)
+                # a normal cut off at two standard deviations has 0.8796 of its standard deviation
+                assert kernel.std() == pytest.approx(0.02 * (0.8796 if truncated else 1), rel=0.05)
+                assert (np.abs(kernel).max() <= 0.04) == truncated
+                assert not layer.bias.numpy().any()
+
+
+# losses
+
+
+def test_losses_against_numpy():
+    real, fake = RNG.normal(0, 3, (2, 7, 1)).astype(np.float32)
+    d_loss_real, d_loss_fake = DCGAN.discriminator_losses(real, fake)
+    assert float(d_loss_real) == pytest.approx(-log_expit(real).mean(), rel=1e-5)
+    assert float(d_loss_fake) == pytest.approx(-log_expit(-fake).mean(), rel=1e-5)
+    np.testing.assert_allclose(DCGAN.generator_loss(fake), -log_expit(fake)[:, 0], rtol=1e-5)
+
+
+def test_contextual_loss_against_numpy():
+    a, b, mask = images(3), images(3), (RNG.random((3, 16, 16, 1)) < 0.5).astype(np.float32)
+    expected = [sum(abs(a[i, y, x] - b[i, y, x]).sum() for y, x in np.argwhere(mask[i, ..., 0])) for i in range(3)]
+    np.testing.assert_allclose(ops.contextual_loss(a, b, mask), expected, rtol=1e-5)
+
+
+def test_completion_losses_are_per_image(tiny_dcgan):
+    dcgan = tiny_dcgan()
+    z, y, mask = zs(3), images(3), center_hole(3)
+    generated, contextual, perceptual = dcgan.completion_losses(z, y, mask)
+    logits = dcgan.discriminator(generated, training=False).numpy()
+    np.testing.assert_allclose(generated, dcgan.generator(z, training=False), atol=1e-6)
+    np.testing.assert_allclose(contextual, (mask * np.abs(generated - y)).sum((1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(perceptual, -log_expit(logits)[:, 0], rtol=1e-4)
+
+
+# training
+
+
+def plain_step(dcgan, x, z, learning_rate):
+    """The article's step, written plainly: G(z) anew for each update, every loss in its own tape, gradient descent."""
+    g, d = dcgan.generator, dcgan.discriminator
+
+    def descend(network, loss_function):
+        with tf.GradientTape() as tape:
+            loss = loss_function()
+        for variable, gradient in zip(
+            network.trainable_variables, tape.gradient(loss, network.trainable_variables), strict=True
+        ):
+            variable.assign_sub(learning_rate * gradient)
+        return float(loss)
+
+    def d_loss():
+        fake = d(g(z, training=True), training=True)
+        real = d(x, training=True)
+        return tf.reduce_mean(tf.nn.softplus(-real)) + tf.reduce_mean(tf.nn.softplus(fake))
+
+    def g_loss():
+        return tf.reduce_mean(tf.nn.softplus(-d(g(z, training=True), training=True)))
+
+    return descend(d, d_loss), descend(g, g_loss), descend(g, g_loss)
+
+
+def test_the_shared_step_equals_the_plain_one(tiny_dcgan):
+    x, z = images(4), zs(4)
+    expected = tiny_dcgan()
+    d_loss, _, g_loss = plain_step(expected, x, z, 0.1)
+
+    dcgan = tiny_dcgan()
+    dcgan.d_optimizer = keras.optimizers.SGD(0.1)
+    dcgan.g_optimizer = keras.optimizers.SGD(0.1)
+    dcgan.d_optimizer.build(dcgan.discriminator.trainable_variables)
+    dcgan.g_optimizer.build(dcgan.generator.trainable_variables)
+    outputs = tf.function(dcgan.train_step)(x, z)
+
+    assert float(outputs["d_loss"]) == pytest.approx(d_loss, rel=1e-4)
+    assert float(outputs["d_loss_real"] + outputs["d_loss_fake"]) == pytest.approx(d_loss, rel=1e-4)
+    assert float(outputs["g_loss"]) == pytest.approx(g_loss, rel=1e-4)
+    for ours, theirs in ((dcgan.generator, expected.generator), (dcgan.discriminator, expected.discriminator)):
+        for a, b in zip(ours.trainable_variables, theirs.trainable_variables, strict=True):
+            np.testing.assert_allclose(a, b, atol=2e-4, err_msg=a.path)
+
+
+@pytest.mark.parametrize("name", ["generator", "discriminator"])
+def test_an_update_changes_its_own_network_only(tiny_dcgan, name):
+    dcgan = tiny_dcgan()
+    dcgan.prepare_training(0.01, 0.5)
+    other = {"generator": dcgan.d_optimizer, "discriminator": dcgan.g_optimizer}[name]
+    other.learning_rate.assign(0.0)
+    g, d = values(dcgan.generator.trainable_variables), values(dcgan.discriminator.trainable_variables)
+    tf.function(dcgan.train_step)(images(4), zs(4))
+    assert all(changed(g, dcgan.generator.trainable_variables)) == (name == "generator")
+    assert any(changed(g, dcgan.generator.trainable_variables)) == (name == "generator")
+    assert all(changed(d, dcgan.discriminator.trainable_variables)) == (name == "discriminator")
+    assert any(changed(d, dcgan.discriminator.trainable_variables)) == (name == "discriminator")
+
+
+def test_moving_statistics_advance_with_every_training_pass(tiny_dcgan):
+    """G's twice a step, as its first pass is shared, and D's four times: real, fake and both G updates."""
+    dcgan = tiny_dcgan()
+    dcgan.prepare_training(0.01, 0.5)
+    for optimizer in (dcgan.d_optimizer, dcgan.g_optimizer):
+        optimizer.learning_rate.assign(0.0)
+    x, z = images(4), zs(4)
+    expected = tiny_dcgan()
+    fakes = [expected.generator(z, training=True) for _ in range(2)]
+    for batch in (x, fakes[0], fakes[0], fakes[1]):
+        expected.discriminator(batch, training=True)
+    tf.function(dcgan.train_step)(x, z)
+    for ours, theirs in ((dcgan.generator, expected.generator), (dcgan.discriminator, expected.discriminator)):
+        for a, b in zip(ours.non_trainable_variables, theirs.non_trainable_variables, strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5, err_msg=a.path)
+
+
+def test_reported_probabilities(tiny_dcgan):
+    dcgan = tiny_dcgan()
+    dcgan.prepare_training(0.01, 0.5)
+    x, z = images(4), zs(4)
+    expected = tiny_dcgan()
+    d = expit(expected.discriminator(x, training=True).numpy())
+    d_ = expit(expected.discriminator(expected.generator(z, training=True), training=True).numpy())
+    outputs = tf.function(dcgan.train_step)(x, z)
+    np.testing.assert_allclose(outputs["d"], d, atol=1e-5)
+    np.testing.assert_allclose(outputs["d_"], d_, atol=1e-5)
+
+
+def test_adam_is_that_of_tensorflow_1(tiny_dcgan):
+    """Kingma and Ba 2015, the form before section 2.1: the epsilon stands beside the uncorrected second moment."""
+    dcgan = tiny_dcgan()
+    dcgan.prepare_training(0.0002, 0.5)
+    optimizer, variables = dcgan.g_optimizer, dcgan.generator.trainable_variables
+    before = values(variables)
+    gradients = [[RNG.normal(0, 1e-6, v.shape).astype(np.float32) for v in variables] for _ in range(3)]
+    m, v = [0.0] * len(before), [0.0] * len(before)
+    for t, gradient in enumerate(gradients, start=1):
+        optimizer.apply([tf.constant(g) for g in gradient], variables)
+        rate = 0.0002 * np.sqrt(1 - 0.999**t) / (1 - 0.5**t)
+        for i, g in enumerate(gradient):
+            m[i], v[i] = 0.5 * m[i] + 0.5 * g, 0.999 * v[i] + 0.001 * g.astype(np.float64) ** 2
+            before[i] = before[i] - rate * m[i] / (np.sqrt(v[i]) + 1e-8)
+    for expected, variable in zip(before, variables, strict=True):
+        np.testing.assert_allclose(variable.numpy(), expected, atol=2e-6)
+
+
+def test_moving_average_of_the_generator(tiny_dcgan):
+    dcgan = tiny_dcgan(ema=0.35)
+    dcgan.prepare_training(0.01, 0.5)
+    expected = values(dcgan.averaged.trainable_variables)
+    step = tf.function(dcgan.train_step)
+    for t in range(6):
+        step(images(4), zs(4))
+        decay = min(0.35, (1 + t) / (10 + t))
+        new = values(dcgan.generator.trainable_variables)
+        expected = [decay * e + (1 - decay) * n for e, n in zip(expected, new, strict=True)]
+    assert int(dcgan.step) == 6 and (1 + 5) / (10 + 5) > 0.35  # both branches of the minimum were met
+    for average, e in zip(dcgan.averaged.trainable_variables, expected, strict=True):
+        np.testing.assert_allclose(average.numpy(), e, atol=1e-5)
+
+
+def test_reestimated_statistics_are_the_mean_over_the_batches(tiny_dcgan):
+    network = tiny_dcgan().generator
+    batches = [zs(8) for _ in range(3)]
+    first = keras.Model(network.inputs[0], network.get_layer("g_bn0").input)
+    inputs = [first(b).numpy() for b in batches]
+    ops.reestimate_batch_norm(network, batches)
+    norm = network.get_layer("g_bn0")
+    np.testing.assert_allclose(norm.moving_mean, np.mean([x.mean((0, 1, 2)) for x in inputs], 0), atol=1e-5)
+    np.testing.assert_allclose(norm.moving_variance, np.mean([x.var((0, 1, 2)) for x in inputs], 0), rtol=1e-4)
+    assert norm.momentum == 0.9
+
+
+# completion
+
+
+def test_momentum_update_against_numpy(tiny_dcgan):
+    dcgan = tiny_dcgan()
+    y, mask = images(3), center_hole(3)
+    z, lr, momentum, lam = zs(3), 0.02, 0.9, 0.5
+    ours, _ = dcgan.search(
+        tf.constant(z), tf.zeros_like(z), *map(tf.constant, (y, mask, lr, momentum, lam)), tf.constant(7)
+    )
+    v, clipped = np.zeros_like(z), False
+    for _ in range(7):
+        with tf.GradientTape() as tape:
+            z_ = tf.constant(z)
+            tape.watch(z_)
+            generated = dcgan.generator(z_, training=False)
+            loss = tf.reduce_sum(tf.abs(mask * generated - mask * y))
+            loss -= lam * tf.reduce_sum(tf.math.log_sigmoid(dcgan.discriminator(generated, training=False)))
+        g = tape.gradient(loss, z_).numpy()
+        v_prev = np.copy(v)
+        v = momentum * v - lr * g
+        z = z + -momentum * v_prev + (1 + momentum) * v
+        clipped |= (np.abs(z) > 1).any()
+        z = np.clip(z, -1, 1)
+    assert clipped and (np.abs(z) < 1).any()
+    np.testing.assert_allclose(ours, z, atol=1e-4)
+
+
+def test_gradient_of_the_completion_loss_by_finite_differences(tiny_dcgan):
+    dcgan = tiny_dcgan()
+    y, mask, z, lam = images(2), center_hole(2), zs(2) * 0.5, 3.0
+
+    def loss(z):
+        _, contextual, perceptual = dcgan.completion_losses(tf.constant(z), y, mask)
+        return (contextual.numpy() + lam * perceptual.numpy()).astype(np.float64)
+
+    lr = 1e-5  # without momentum, one update is -lr times the gradient
+    moved, v = dcgan.search(
+        tf.constant(z), tf.zeros_like(z), *map(tf.constant, (y, mask, lr, 0.0, lam)), tf.constant(1)
+    )
+    gradient = -v.numpy() / lr
+    np.testing.assert_allclose(moved, z + v, atol=1e-7)
+    for k in range(z.shape[1]):
+        h = np.zeros_like(z)
+        h[:, k] = 2e-3
+        np.testing.assert_allclose((loss(z + h) - loss(z - h)) / 4e-3, gradient[:, k], rtol=0.02, atol=0.1)
+
+
+def completions(dcgan, y, mask, z, iterations=10, **options):
+    options = {"lr": 0.001, "momentum": 0.9, "lam": 0.1, "interval": 4, **options}
+    return list(dcgan.complete(y, mask, z, iterations=iterations, **options))
+
+
+def test_completion_does_not_touch_the_networks(tiny_dcgan):
+    dcgan = tiny_dcgan()
+    variables = dcgan.generator.variables + dcgan.discriminator.variables
+    before = values(variables)
+    completions(dcgan, images(2), center_hole(2), zs(2))
+    assert not any(changed(before, variables))
+
+
+def test_completion_reports_at_intervals_and_improves(tiny_dcgan):
+    dcgan = tiny_dcgan()
+    y, mask, z = images(2), center_hole(2), zs(2)
+    states = completions(dcgan, y, mask, z)
+    assert [s.iteration for s in states] == [0, 4, 8, 10]
+    np.testing.assert_array_equal(states[0].z, z)
+    assert (states[-1].contextual < states[0].contextual).all()
+    for s in states:
+        np.testing.assert_allclose(s.generated, dcgan.generator(s.z, training=False), atol=1e-5)
+        np.testing.assert_array_equal(s.completed, np.where(mask, y, s.generated))
+
+
+def test_an_image_does_not_depend_on_its_batch(tiny_dcgan):
+    dcgan = tiny_dcgan()
+    y, mask, z = images(5), center_hole(5), zs(5)
+    together = completions(dcgan, y, mask, z)[-1]
+    for part in (slice(0, 1), slice(1, 5)):
+        apart = completions(dcgan, y[part], mask[part], z[part])[-1]
+        np.testing.assert_allclose(apart.completed, together.completed[part], atol=1e-4)
+        np.testing.assert_allclose(apart.z, together.z[part], atol=1e-4)
+
+
+def test_hidden_pixels_never_matter(tiny_dcgan):
+    dcgan = tiny_dcgan()
+    y, mask, z = images(2), center_hole(2), zs(2)
+    a = completions(dcgan, y, mask, z)[-1]
+    b = completions(dcgan, np.where(mask, y, -y), mask, z)[-1]
+    np.testing.assert_array_equal(a.completed, b.completed)
+
+
+# checkpoints
+
+
+def trained(tiny_dcgan, directory, steps=2):
+    dcgan = tiny_dcgan(ema=0.9)
+    dcgan.prepare_training(0.01, 0.5)
+    step = tf.function(dcgan.train_step)
+    for _ in range(steps):
+        step(images(4), zs(4))
+    manager = tf.train.CheckpointManager(dcgan.training_state(), directory, max_to_keep=3)
+    model.save(manager, steps)
+    utils.write_json(directory / "config.json", {"architecture": dcgan.architecture})
+    return dcgan
+
+
+def test_checkpoint_round_trip(tiny_dcgan, tmp_path):
+    before = trained(tiny_dcgan, tmp_path)
+    after = DCGAN(**TINY, ema=0.9)
+    after.prepare_training(0.01, 0.5)
+    model.restore(after.training_state(), tf.train.latest_checkpoint(tmp_path)).assert_consumed()
+    assert int(after.step) == 2
+    for name in ("generator", "discriminator", "averaged", "d_optimizer", "g_optimizer"):
+        theirs, ours = getattr(before, name).variables, getattr(after, name).variables
+        assert len(ours) == len(theirs) > 0 and not any(changed(values(theirs), ours)), name
+    assert int(after.g_optimizer.iterations) == 4 and int(after.d_optimizer.iterations) == 2
+    x, z = images(4), zs(4)
+    for dcgan in (before, after):
+        tf.function(dcgan.train_step)(x, z)
+    for a, b in zip(before.generator.variables, after.generator.variables, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_load_for_completion(tiny_dcgan, tmp_path):
+    before = trained(tiny_dcgan, tmp_path)
+    before.refresh_average()
+    after = DCGAN.load(tmp_path)
+    assert after.sampler is after.averaged
+    z, x = zs(3), images(3)
+    np.testing.assert_allclose(after.sampler(z), before.averaged(z), atol=1e-5)
+    np.testing.assert_allclose(after.discriminator(x), before.discriminator(x), atol=1e-5)
+
+
+def test_damaged_checkpoint_is_named(tiny_dcgan, tmp_path):
+    trained(tiny_dcgan, tmp_path)
+    data = tmp_path / "ckpt-2.data-00000-of-00001"
+    content = data.read_bytes()
+    for damaged in (content[: len(content) // 2], b"\0" * len(content)):
+        data.write_bytes(damaged)
+        with pytest.raises(utils.UserError, match="ckpt-2.*cannot be read"):
+            DCGAN.load(tmp_path)
+    (tmp_path / "checkpoint").unlink()
+    with pytest.raises(utils.UserError, match="holds no checkpoint"):
+        DCGAN.load(tmp_path)

@@ -1,0 +1,120 @@
+import argparse
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import masks
+import utils
+
+RGB = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "webp"])
+def test_lossless_image_is_read_exactly(save_image, suffix):
+    path = save_image(f"x.{suffix}", RGB, **({"lossless": True} if suffix == "webp" else {}))
+    np.testing.assert_array_equal(utils.read_image(path, 16, 3), RGB)
+
+
+def test_jpeg_is_read(save_image):
+    ramp = np.broadcast_to(np.arange(0, 256, 16, dtype=np.uint8)[:, None, None], (16, 16, 3))
+    image = utils.read_image(save_image("x.jpg", ramp, quality=100), 16, 3)
+    assert np.abs(image.astype(int) - ramp).max() <= 2
+
+
+def test_grey_image_serves_as_rgb_and_the_reverse(save_image):
+    grey = RGB[..., 0]
+    np.testing.assert_array_equal(utils.read_image(save_image("g.png", grey), 16, 3), np.stack([grey] * 3, -1))
+    luma = RGB @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+    assert np.abs(utils.read_image(save_image("c.png", RGB), 16, 1)[..., 0] - luma).max() <= 1
+
+
+def test_sixteen_bits_are_scaled_not_clipped(save_image):
+    deep = (np.arange(256).reshape(16, 16) * 257).astype(np.uint16)
+    np.testing.assert_array_equal(utils.read_image(save_image("deep.png", deep), 16, 1)[..., 0], deep // 257)
+
+
+def test_transparent_pixels_show_white(save_image):
+    alpha = np.full((16, 16, 1), 255, np.uint8)
+    alpha[:8] = 0
+    image = utils.read_image(save_image("a.png", np.concatenate([RGB, alpha], -1)), 16, 3)
+    assert (image[:8] == 255).all()
+    np.testing.assert_array_equal(image[8:], RGB[8:])
+
+
+def test_cmyk_is_read(save_image):
+    image = utils.read_image(save_image("c.jpg", Image.new("CMYK", (16, 16), (0, 255, 255, 0))), 16, 3)
+    assert image[8, 8, 0] > 200 and image[8, 8, 1:].max() < 60
+
+
+def test_exif_rotation_is_undone(save_image):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored rotated by 90 degrees counter-clockwise
+    path = save_image("r.png", np.rot90(RGB), exif=exif)
+    np.testing.assert_array_equal(utils.read_image(path, 16, 3), RGB)
+
+
+def test_other_size_is_centre_cropped_then_averaged_down(save_image):
+    # left and right of the centre square: white; inside: a one-pixel checkerboard, grey to the eye
+    wide = np.full((64, 128, 3), 255, np.uint8)
+    wide[:, 32:96] = 255 * (np.indices((64, 64)).sum(0) % 2)[..., None]
+    image = utils.read_image(save_image("w.png", wide), 16, 3)
+    assert image.shape == (16, 16, 3)
+    assert np.abs(image[:, 2:-2].astype(int) - 127).max() <= 3
+
+
+def test_unreadable_image_is_named(broken, tmp_path, save_image):
+    truncated = save_image("t.png", RGB)
+    truncated.write_bytes(truncated.read_bytes()[:200])
+    for path in (broken, truncated, tmp_path / "missing.png"):
+        with pytest.raises(utils.UserError, match=path.name):
+            utils.read_image(path, 16, 3)
+
+
+def test_find_images_in_subfolders_by_suffix(folder):
+    (folder / "a" / "notes.txt").write_text("no image")
+    (folder / "a" / "LOUD.JPG").write_bytes(b"")
+    found = [str(p.relative_to(folder)) for p in utils.find_images(folder)]
+    assert found == ["a/0.png", "a/2.png", "a/4.png", "a/6.png", "a/8.png", "a/LOUD.JPG"] + [
+        f"b/{i}.png" for i in (1, 3, 5, 7, 9)
+    ]
+
+
+def test_pixels_survive_the_float_range():
+    pixels = np.arange(256, dtype=np.uint8)
+    floats = utils.to_float(pixels)
+    assert floats.dtype == np.float32 and floats.min() == -1 and floats.max() == 1
+    np.testing.assert_array_equal(utils.to_uint8(floats), pixels)
+    np.testing.assert_array_equal(utils.to_uint8([-3.0, 3.0]), [0, 255])
+
+
+def test_grid_places_images_row_by_row():
+    images = np.linspace(-1, 1, 5).reshape(5, 1, 1, 1) * np.ones((1, 2, 3, 1))
+    grid = utils.image_grid(images, columns=2)
+    assert grid.shape == (6, 6, 1)
+    np.testing.assert_array_equal(grid[::2, ::3, 0], [[0, 64], [128, 191], [255, 0]])
+
+
+def test_number_bounds():
+    share = utils.number(float, 0, 1, above=True)
+    assert share("1") == 1.0 and share("0.5") == 0.5
+    for text in ("0", "1.01", "nan", "inf", "x"):
+        with pytest.raises(argparse.ArgumentTypeError, match="above 0 to 1"):
+            share(text)
+    with pytest.raises(argparse.ArgumentTypeError, match="whole"):
+        utils.number(int, 1)("1.5")
+
+
+@pytest.mark.parametrize("size, scale, lower, upper", [(64, 0.25, 16, 48), (16, 0.3, 4, 11), (64, 0.49, 31, 32)])
+def test_centre_mask(size, scale, lower, upper):
+    mask = masks.center(size, scale)
+    assert mask.shape == (size, size, 1) and mask.dtype == np.float32
+    rows, columns, _ = np.nonzero(mask == 0)
+    assert len(rows) == (upper - lower) ** 2 and set(np.unique(mask)) == {0, 1}
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (lower, upper - 1, lower, upper - 1)
+
+
+@pytest.mark.parametrize("scale, problem", [(0.5, "no hole"), (0.7, "no hole"), (0.01, "nothing known")])
+def test_centre_mask_without_hole_or_surroundings(scale, problem):
+    with pytest.raises(utils.UserError, match=f"--centerScale.*{problem}"):
+        masks.center(64, scale)
