@@ -105,7 +105,7 @@ def read_image(path, size, channels):
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         image = image.convert("RGB" if channels == 3 else "L")
         if image.size != (size, size):
-            image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+            image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
         return np.asarray(image).reshape(size, size, channels)
     except Exception as error:  # Pillow raises anything from SyntaxError to struct.error on a damaged file
         raise UserError(f"{path}: not a readable image ({error})") from error
