@@ -1,11 +1,14 @@
 #!/usr/bin/env python3
 """Fill the missing part of images with a trained DCGAN.
 
-./complete.py data/test/aligned/*.png --outDir completions
+./complete.py data/test/aligned --outDir completions
+./complete.py photo.png --mask scratches.png
+./complete.py damaged/*.png --maskType alpha --refine 10
 """
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -13,37 +16,69 @@ import numpy as np
 from tqdm import tqdm
 
 import masks
+import metrics
 import utils
 
 SHIPPED = Path(__file__).resolve().parent / "checkpoints" / "faces-64"
+# flags that are handed to DCGAN.complete, where their defaults are, under its own names
+SEARCH = {
+    "approach": "approach",
+    "nIter": "iterations",
+    "lr": "lr",
+    "schedule": "schedule",
+    "momentum": "momentum",
+    "lam": "lam",
+    "candidates": "candidates",
+    "hmcBeta": "hmc_beta",
+    "hmcEps": "hmc_eps",
+    "hmcL": "hmc_l",
+    "hmcAnneal": "hmc_anneal",
+    "outInterval": "interval",
+}
 
 
 def parse_args():
     parser = utils.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    count, amount = utils.number(int, 1), utils.number(float, 0)
+    count, amount, step = utils.number(int, 1), utils.number(float, 0), utils.number(float, 0, above=True)
     add = parser.add_argument
-    add(
-        "imgs",
-        metavar="IMAGE",
-        nargs="+",
-        help="image file or folder; cropped and resized as the model needs",
-    )
+    add("imgs", metavar="IMAGE", nargs="+", help="image file or folder; cropped and resized as the model needs")
     add("--checkpointDir", metavar="DIR", help="the model (checkpoints/mine, else the one that came with this code)")
     add("--outDir", metavar="DIR", default="completions", help="a new or empty folder for all pictures (%(default)s)")
-    add("--outInterval", type=count, default=50, metavar="N", help="iterations between pictures (%(default)s)")
-    add("--nIter", type=count, default=1000, metavar="N", help="iterations of the search for z (%(default)s)")
-    add("--lr", type=utils.number(float, 0, above=True), default=0.01, help="step size of the search (%(default)s)")
-    add("--momentum", type=utils.number(float, 0, 0.9999), default=0.9, help="momentum of the search (%(default)s)")
-    add("--lam", type=amount, default=0.1, help="weight of the perceptual loss (%(default)s)")
-    add("--maskType", choices=["center"], default="center", help="where the hole is (%(default)s)")
-    add(
-        "--centerScale",
-        type=amount,
-        default=0.25,
-        help="share of the side known beside a centre hole (%(default)s)",
-    )
+    add("--log_dir", metavar="DIR", default="logs", help="where TensorBoard's record goes (%(default)s)")
     add("--batchSize", type=count, default=64, metavar="N", help="images searched together (%(default)s)")
-    add("--seed", type=utils.number(int, 0), default=0, help="decides where each search starts (%(default)s)")
+    add("--seed", type=utils.number(int, 0), default=0, help="decides random masks and searches (%(default)s)")
+
+    kinds = [*masks.TYPES, "alpha"]
+    hole = parser.add_argument_group("the hole")
+    add = hole.add_mutually_exclusive_group().add_argument
+    text = f"{', '.join(kinds)}; alpha fills what is transparent (%(default)s)"
+    add("--maskType", choices=kinds, metavar="TYPE", default="center", help=text)
+    add("--mask", metavar="FILE", help="mask image for all images, white = fill")
+    add("--maskDir", metavar="DIR", help="folder that holds a mask image of the same name for each image")
+    add = hole.add_argument
+    add("--centerScale", type=amount, default=0.25, help="share of the side known beside a centre hole (%(default)s)")
+    add("--fraction", type=utils.number(float, 0, 1), default=0.2, help="share hidden by random (%(default)s)")
+
+    add = parser.add_argument_group("the search for z").add_argument
+    add("--approach", choices=["momentum", "adam", "hmc"], help="update rule (momentum)")
+    add("--nIter", type=count, metavar="N", help="iterations (200)")
+    add("--lr", type=step, help="first step size (adam: 0.1; momentum: 3 / sum of the weights)")
+    add("--schedule", choices=["cosine", "constant"], help="how the step size goes on (cosine, to 0)")
+    add("--momentum", type=utils.number(float, 0, 0.9999), help="momentum (0.9)")
+    add("--lam", type=amount, help="weight of the perceptual loss (0.1)")
+    add("--candidates", type=count, metavar="K", help="start from the best of K random z (2048)")
+    add("--weighting", choices=["none", "neighbours"], default="none", help="what known pixels count (%(default)s)")
+    add("--window", type=utils.number(int, 3), default=7, help="side of the neighbourhood, odd (%(default)s)")
+    add("--hmcBeta", type=step, help="inverse temperature of hmc (0.2)")
+    add("--hmcEps", type=step, help="length of a leapfrog step of hmc (0.001)")
+    add("--hmcL", type=count, help="leapfrog steps per iteration of hmc (100)")
+    add("--hmcAnneal", type=step, help="factor on hmcBeta per iteration (1)")
+
+    add = parser.add_argument_group("the result").add_argument
+    add("--refine", type=utils.number(int, 0), default=0, metavar="N", help="fine-tune G to each image for N steps (0)")
+    add("--blend", choices=["poisson", "none"], default="poisson", help="how the seam is hidden (%(default)s)")
+    add("--samples", type=count, default=1, metavar="S", help="different completions of each image (%(default)s)")
+    add("--outInterval", type=count, metavar="N", help="iterations between pictures (50)")
     return parser, parser.parse_args()
 
 
@@ -66,22 +101,56 @@ def find_model(checkpoint_dir):
     raise utils.UserError(f"--checkpointDir {candidates[0]}: holds no model; train one with train-dcgan.py")
 
 
-def find_inputs(names, size, channels):
-    """The files among `names`, folders searched, that are images; the others are reported."""
+def find_inputs(args, size, channels):
+    """The files among the IMAGE arguments, folders searched, that can be completed; the others are reported.
+
+    Raises utils.UserError if none is left, or if a mask flag does not give each of them a hole.
+    """
     files = []
-    for name in map(Path, names):
+    for name in map(Path, args.imgs):
         found = utils.find_images(name) if name.is_dir() else [name]
+        if not found:
+            print(f"skipped {name}: a folder without images", file=sys.stderr)
         for path in found:
             try:
                 utils.read_image(path, size, channels)
+                if args.maskType == "alpha":
+                    masks.check(masks.read_alpha(path, size), path)
                 files.append(path)
             except utils.UserError as error:
                 print(f"skipped {error}", file=sys.stderr)
-        if not found:
-            print(f"skipped {name}: a folder without images", file=sys.stderr)
     if not files:
-        raise utils.UserError(f"IMAGE {names[0]}{' ...' if names[1:] else ''}: no image to complete; see above")
+        raise utils.UserError(f"IMAGE {args.imgs[0]}{' ...' if args.imgs[1:] else ''}: no image to complete; see above")
+    for number, path in enumerate(files):
+        find_mask(args, path, number, size)
     return files
+
+
+def find_mask(args, path, number, size):
+    """The mask of one image, by whichever of the mask flags was given; raises utils.UserError if that gives no hole."""
+    if args.mask:
+        return masks.check(masks.read_mask(args.mask, size), f"--mask {args.mask}")
+    if args.maskDir:
+        found = [mask for mask in utils.find_images(args.maskDir) if mask.stem == path.stem]
+        if not found:
+            raise utils.UserError(f"--maskDir {args.maskDir}: holds no mask named {path.stem}, for {path}")
+        return masks.check(masks.read_mask(found[0], size), f"--maskDir {found[0]}")
+    if args.maskType == "alpha":
+        return masks.read_alpha(path, size)
+    return masks.make(args.maskType, size, args.centerScale, args.fraction, (args.seed, number))
+
+
+def search_settings(args, batch_masks):
+    """What the flags ask of DCGAN.complete."""
+    settings = {name: getattr(args, flag) for flag, name in SEARCH.items() if getattr(args, flag) is not None}
+    size = batch_masks.shape[1]
+    if args.maskType == "lowres":
+        settings |= dict(pool=size // masks.LOWRES, weights=np.ones((len(batch_masks), masks.LOWRES, masks.LOWRES, 1)))
+    elif args.maskType == "full":
+        settings["weights"] = np.ones_like(batch_masks)
+    elif args.weighting == "neighbours":
+        settings["weights"] = np.stack([masks.neighbour_weights(mask, args.window) for mask in batch_masks])
+    return settings
 
 
 def complete(args):
@@ -89,14 +158,15 @@ def complete(args):
     config = checkpoint_dir / "config.json"
     try:
         architecture = utils.read_json(config)["architecture"]
-        size, channels, z_dim = (architecture[name] for name in ("image_size", "c_dim", "z_dim"))
+        size, channels = (architecture[name] for name in ("image_size", "c_dim"))
     except KeyError as error:
         raise utils.UserError(f"{config}: lacks {error}; is {checkpoint_dir} a folder of train-dcgan.py's?") from error
-    mask = masks.center(size, args.centerScale)
-    files = find_inputs(args.imgs, size, channels)
+    files = find_inputs(args, size, channels)
     out_dir = utils.make_directory(args.outDir, "--outDir")
     if any(out_dir.iterdir()):
         raise utils.UserError(f"--outDir {out_dir}: is not empty; choose another directory, or remove it first")
+    log_dir = utils.make_directory(args.log_dir, "--log_dir")
+    log_dir /= f"{out_dir.resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
     with utils.quiet_tensorflow():
         import ops
@@ -106,58 +176,98 @@ def complete(args):
     dcgan = DCGAN.load(checkpoint_dir)
     print(f"{device}\nmodel: {checkpoint_dir}, step {int(dcgan.step)}")
 
-    results = []
+    zs, rows = [], []
     starts = range(0, len(files), args.batchSize)
     for batch, start in enumerate(starts):
         numbers = range(start, min(start + args.batchSize, len(files)))
         images = utils.to_float([utils.read_image(files[i], size, channels) for i in numbers])
-        search = dcgan.complete(
-            images,
-            np.broadcast_to(mask, (len(images), *mask.shape)),
-            # by its own number, so that no image's start depends on the batch it falls in
-            np.stack([ops.random_z(z_dim, args.seed, i) for i in numbers]),
-            iterations=args.nIter,
-            lr=args.lr,
-            momentum=args.momentum,
-            lam=args.lam,
-            interval=args.outInterval,
-        )
-        grid_dir = out_dir if len(starts) == 1 else out_dir / f"batch_{batch:02d}"
-        bar = tqdm(total=args.nIter, unit="it", desc=f"batch {batch + 1}/{len(starts)}", dynamic_ncols=True)
-        last = write_search(search, images, mask, numbers, out_dir, grid_dir, bar)
-        for number, image in zip(numbers, last.completed, strict=True):
-            utils.write_image(out_dir / "final" / f"{number:04d}_{files[number].stem}.png", utils.to_uint8(image))
-        results.append(last)
+        batch_masks = np.stack([find_mask(args, files[i], i, size) for i in numbers])
+        finals = []
+        for sample in range(args.samples):
+            parts = [f"batch_{batch:02d}"] * (len(starts) > 1) + [f"sample_{sample:02d}"] * (args.samples > 1)
+            search_dir = out_dir.joinpath(*parts)
+            settings = search_settings(args, batch_masks)
+            states = dcgan.complete(images, batch_masks, numbers, seed=args.seed + sample, **settings)
+            last = follow(states, images, batch_masks, numbers, search_dir, log_dir.joinpath(*parts))
+            if args.refine:
+                options = {name: settings[name] for name in ("weights", "pool") if name in settings}
+                generated = dcgan.refine(images, batch_masks, last.z, args.refine, **options)
+                last = last._replace(generated=generated, completed=dcgan.composite(images, batch_masks, generated))
+            blended = last.completed
+            if args.blend == "poisson":
+                blended = np.stack(list(map(masks.poisson_blend, images, last.generated, batch_masks)))
+            names = [f"{i:04d}_{files[i].stem}" + f"_{sample}" * (args.samples > 1) for i in numbers]
+            rows += write_results(args, names, images, batch_masks, last, blended, out_dir, search_dir)
+            finals.append(blended)
+            zs.append(last.z)
+        if args.samples > 1:
+            views = {"masked": images * batch_masks, **{f"sample {i}": final for i, final in enumerate(finals)}}
+            utils.write_image(search_dir.parent / "samples.png", utils.labelled_rows(views))
 
-    np.save(out_dir / "z.npy", np.concatenate([last.z for last in results]))
-    contextual = np.concatenate([last.contextual for last in results]).mean()
-    perceptual = np.concatenate([last.perceptual for last in results]).mean()
-    print(f"{out_dir}: {len(files)} images, mean contextual loss {contextual:.1f}, perceptual {perceptual:.3f}")
+    np.save(out_dir / "z.npy", np.concatenate(zs))
+    means = metrics.write(out_dir / "metrics.csv", rows)
+    print(f"{out_dir}: {len(files)} images; mean " + ", ".join(f"{name} {value:.4g}" for name, value in means.items()))
 
 
-def write_search(search, images, mask, numbers, out_dir, grid_dir, bar):
-    """Follow the search of one batch, write its pictures and logs as it goes, and return the last state.
+def follow(states, images, batch_masks, numbers, search_dir, log_dir):
+    """Write what the search of one batch comes to as it goes on, and return its last state.
 
-    Grids of the whole batch go to `grid_dir`, a log for each image, by its number, to `out_dir`.
+    Grids of the batch, a log for each image, by its number, and a film go to `search_dir`, means to `log_dir` for
+    TensorBoard.
     """
-    for directory in (out_dir / "logs", out_dir / "final", grid_dir / "hats_imgs", grid_dir / "completed"):
-        directory.mkdir(parents=True, exist_ok=True)
-    utils.write_image(grid_dir / "before.png", utils.image_grid(images))
-    utils.write_image(grid_dir / "masked.png", utils.image_grid(images * mask))
+    import tensorflow as tf
+
+    for folder in ("logs", "hats_imgs", "completed"):
+        (search_dir / folder).mkdir(parents=True)
+    utils.write_image(search_dir / "before.png", utils.image_grid(images))
+    utils.write_image(search_dir / "masked.png", utils.image_grid(images * batch_masks))
     frames = []
-    with bar:
-        for state in search:
+    bar = tqdm(unit="it", desc=search_dir.name, dynamic_ncols=True)
+    with bar, tf.summary.create_file_writer(str(log_dir)).as_default():
+        for state in states:
+            name = f"{state.iteration:04d}.png"
             frames.append(utils.image_grid(state.completed))
-            utils.write_image(grid_dir / "completed" / f"{state.iteration:04d}.png", frames[-1])
-            utils.write_image(grid_dir / "hats_imgs" / f"{state.iteration:04d}.png", utils.image_grid(state.generated))
-            for number, contextual, perceptual in zip(numbers, state.contextual, state.perceptual, strict=True):
-                with open(out_dir / "logs" / f"hats_{number:02d}.log", "a") as log:
-                    log.write(f"{state.iteration} {contextual:.6g} {perceptual:.6g}\n")
+            utils.write_image(search_dir / "completed" / name, frames[-1])
+            utils.write_image(search_dir / "hats_imgs" / name, utils.image_grid(state.generated))
+            losses = {name: getattr(state, name) for name in ("contextual", "perceptual", "total", "current")}
+            for number, *values in zip(numbers, *losses.values(), strict=True):
+                with open(search_dir / "logs" / f"hats_{number:02d}.log", "a") as log:
+                    log.write(" ".join(f"{value:.6g}" for value in (state.iteration, *values)) + "\n")
+            for name, values in losses.items():
+                tf.summary.scalar(name, values.mean(), state.iteration)
+            tf.summary.image("completed", frames[-1][None], state.iteration)
+            bar.total = state.iterations
+            bar.set_postfix({name: f"{values.mean():.4g}" for name, values in losses.items()}, refresh=False)
             bar.update(state.iteration - bar.n)
-            bar.set_postfix(contextual=f"{state.contextual.mean():.1f}", perceptual=f"{state.perceptual.mean():.3f}")
     durations = [100] * (len(frames) - 1) + [2000]  # ms, so that the result stays to be looked at
-    iio.imwrite(grid_dir / "completion.gif", frames, duration=durations, loop=0)
+    iio.imwrite(search_dir / "completion.gif", frames, duration=durations, loop=0)
     return state
+
+
+def write_results(args, names, images, batch_masks, last, blended, out_dir, search_dir):
+    """Write the pictures of each image and a summary of all; returns their rows of metrics.csv."""
+    views = {"original": images, "masked": images * batch_masks, "generated": last.generated}
+    views |= {"composite": last.completed, "blended": blended}
+    if args.maskType == "alpha":
+        del views["original"]
+    if args.blend == "none":
+        del views["blended"]
+    utils.write_image(search_dir / "summary.png", utils.labelled_rows(views))
+
+    rows = []
+    for folder in ("final", "plain"):
+        (out_dir / folder).mkdir(exist_ok=True)
+    for i, name in enumerate(names):
+        final, plain = utils.to_uint8(blended[i]), utils.to_uint8(last.completed[i])
+        utils.write_image(out_dir / "final" / f"{name}.png", final)
+        utils.write_image(out_dir / "plain" / f"{name}.png", plain)
+        row = {"image": name, **{loss: getattr(last, loss)[i] for loss in ("contextual", "perceptual", "total")}}
+        if args.maskType != "alpha":  # else the truth is not known
+            truth, hole = utils.to_uint8(images[i]), batch_masks[i, ..., 0] == 0
+            row |= metrics.compare("plain", plain, truth, hole)
+            row |= metrics.compare("blended", final, truth, hole) if args.blend != "none" else {}
+        rows.append(row)
+    return rows
 
 
 if __name__ == "__main__":

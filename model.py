@@ -20,6 +20,7 @@ from tensorflow import keras
 from tqdm import tqdm
 
 import ops
+import search
 import utils
 
 CHECKPOINT_SECONDS = 300
@@ -27,7 +28,7 @@ SCALARS_EVERY, HISTOGRAMS_EVERY, SAMPLES_EVERY = 10, 100, 200  # steps
 
 
 class Completion(NamedTuple):
-    """Where a search for z stands after `iteration` updates."""
+    """Where a search for z stands after `iteration` iterations."""
 
     iteration: int
     z: np.ndarray  # (N, z_dim)
@@ -35,6 +36,9 @@ class Completion(NamedTuple):
     completed: np.ndarray  # M*y + (1-M)*G(z), images
     contextual: np.ndarray  # (N,)
     perceptual: np.ndarray  # (N,)
+    total: np.ndarray  # (N,), contextual + lam * perceptual
+    current: np.ndarray  # (N,), the total loss of the latest iterate, where all else is of the best
+    iterations: int  # of the whole search
 
 
 class DCGAN:
@@ -105,13 +109,15 @@ class DCGAN:
         """-log D(G(z)) of each image, (N,): the non-saturating loss (Goodfellow et al. 2014, section 3)."""
         return ops.sigmoid_cross_entropy(fake_logits, 1)
 
-    def completion_losses(self, z, images, masks):
+    def completion_losses(self, z, images, weights, pool=1):
         """G(z) and how well it fits: contextual and perceptual loss of each image, (N,) each (Amos 2016, step 3).
 
-        Batch normalisation runs on its moving statistics, so an image's losses do not depend on its batch.
+        Batch normalisation runs on its moving statistics, so an image's losses do not depend on its batch. `weights`
+        is the mask, or says how much each known pixel counts; with `pool` above 1, (N, H / pool, W / pool, 1), they
+        are those of the means of `pool` x `pool` pixels, and only those are compared.
         """
         generated = self.sampler(z, training=False)
-        contextual = ops.contextual_loss(generated, images, masks)
+        contextual = ops.contextual_loss(ops.mean_pool(generated, pool), ops.mean_pool(images, pool), weights)
         perceptual = self.generator_loss(self.discriminator(generated, training=False))
         return generated, contextual, perceptual
 
@@ -251,38 +257,151 @@ class DCGAN:
     # completion
 
     @tf.function
-    def search(self, z, v, images, masks, lr, momentum, lam, iterations):
-        """Move z by `iterations` updates down the gradient of contextual + lam * perceptual loss; returns z and v.
+    def search(self, approach, z, slots, best, images, weights, pool, settings, first, count):
+        """Move z by `count` iterations from number `first` on, down contextual + lam * perceptual loss.
 
-        The losses of the images are summed, not averaged: each image's z moves as if it were alone.
+        `best` is the pair of z and total loss of each image's best iterate so far; returns z, slots and best. The
+        losses of the images are summed, not averaged: each image's z moves as if it were alone.
         """
-        for _ in tf.range(iterations):
+
+        def losses_and_gradient(z):
             with tf.GradientTape() as tape:
                 tape.watch(z)
-                _, contextual, perceptual = self.completion_losses(z, images, masks)
-                loss = contextual + lam * perceptual
-            z, v = ops.momentum_update(z, v, tape.gradient(loss, z), lr, momentum)
-        return z, v
+                _, contextual, perceptual = self.completion_losses(z, images, weights, pool)
+                losses = contextual + settings["lam"] * perceptual
+            return losses, tape.gradient(losses, z)
 
-    def complete(self, images, masks, z, *, iterations, lr, momentum, lam, interval):
-        """Fill the unknown part of `images`; yields a Completion at the start, every `interval` updates and at the end.
+        for i in tf.range(first, first + count):
+            losses, following, slots = search.RULES[approach](losses_and_gradient, z, slots, i, settings)
+            best = search.better(best, z, losses)
+            z = following
+        return z, slots, best
 
-        `z` (N, z_dim) in [-1, 1] is where the search starts, one for each image; the last Completion is the result.
+    def complete(
+        self,
+        images,
+        masks,
+        numbers=None,
+        *,
+        weights=None,
+        pool=1,
+        approach="momentum",
+        iterations=200,
+        lr=None,
+        schedule="cosine",
+        momentum=0.9,
+        lam=0.1,
+        candidates=2048,
+        hmc_beta=0.2,
+        hmc_eps=0.001,
+        hmc_l=100,
+        hmc_anneal=1.0,
+        interval=50,
+        seed=0,
+    ):
+        """Fill the unknown part of `images`; yields a Completion at the start, each `interval` iterations and the end.
+
+        Each holds the best that was found so far; the last is the result: `*_, last = dcgan.complete(images, masks)`.
+
+        images, masks: (N, H, W, C) in [-1, 1] and (N, H, W, 1), 1 = known; what `images` hold under the hole is never
+        used. numbers: whole numbers that, with `seed`, decide each image's random draws, 0 to N - 1 by default.
+        weights, pool: see `completion_losses`; the masks by default. approach: "momentum", "adam" or "hmc", see
+        search.py. lr: the first step size, which falls to 0 along a cosine unless `schedule` is "constant"; by default
+        0.1 for adam, and for momentum 3 over the sum of the weights of all channels, as the gradient grows with it.
+        candidates: the search starts from the best of that many random z.
         """
-        images, masks, z = (tf.convert_to_tensor(x, tf.float32) for x in (images, masks, z))
-        lr, momentum, lam = (tf.constant(x, tf.float32) for x in (lr, momentum, lam))
-        losses = tf.function(self.completion_losses)
-        v = tf.zeros_like(z)
+        numbers = range(len(images)) if numbers is None else numbers
+        images, masks = (tf.convert_to_tensor(x, tf.float32) for x in (images, masks))
+        weights = masks if weights is None else tf.convert_to_tensor(weights, tf.float32)
+        if lr is None:
+            lr = 0.1 if approach == "adam" else 3 / (self.c_dim * tf.reduce_sum(weights, [1, 2]))  # (N, 1)
+        settings = dict(lr=lr, momentum=momentum, lam=lam, iterations=iterations)
+        settings |= dict(hmc_beta=hmc_beta, hmc_eps=hmc_eps, hmc_anneal=hmc_anneal)
+        settings = {name: tf.convert_to_tensor(value, tf.float32) for name, value in settings.items()}
+        settings |= {"anneal": tf.constant(schedule == "cosine"), "hmc_l": tf.constant(hmc_l)}
+
+        z = tf.stack([ops.random_z(self.z_dim, seed, number) for number in numbers])
+        best = z, self.total_losses(z, images, weights, pool, settings["lam"])
+        for k in range(0, candidates - 1, 64):
+            count = min(64, candidates - 1 - k)
+            z = tf.constant(ops.random_z((count, self.z_dim), seed, ord("c"), k))
+            best = self.best_candidates(z, best, images, weights, pool, settings["lam"])
+        z = best[0]
+        slots = search.start(approach, z, [(seed, number) for number in numbers])
         done = 0
         while True:
-            generated, contextual, perceptual = losses(z, images, masks)
-            completed = masks * images + (1 - masks) * generated
-            yield Completion(done, *(x.numpy() for x in (z, generated, completed, contextual, perceptual)))
+            current = self.total_losses(z, images, weights, pool, settings["lam"])
+            best = search.better(best, z, current)
+            generated, contextual, perceptual = self.compiled_losses(best[0], images, weights, pool)
+            completed = self.composite(images, masks, generated)
+            state = best[0], generated, completed, contextual, perceptual, best[1], current
+            yield Completion(done, *(x.numpy() for x in state), iterations)
             if done == iterations:
                 return
             count = min(interval, iterations - done)
-            z, v = self.search(z, v, images, masks, lr, momentum, lam, tf.constant(count))
+            z, slots, best = self.search(
+                approach, z, slots, best, images, weights, pool, settings, tf.constant(done), tf.constant(count)
+            )
             done += count
+
+    @tf.function
+    def compiled_losses(self, z, images, weights, pool):
+        return self.completion_losses(z, images, weights, pool)
+
+    def total_losses(self, z, images, weights, pool, lam):
+        """contextual + lam * perceptual loss, (N,)."""
+        _, contextual, perceptual = self.compiled_losses(z, images, weights, pool)
+        return contextual + lam * perceptual
+
+    @tf.function
+    def best_candidates(self, z, best, images, weights, pool, lam):
+        """Where one of z (K, z_dim) fits an image better than `best` does, take it; one forward pass for all images."""
+        generated = self.sampler(z, training=False)
+        perceptual = self.generator_loss(self.discriminator(generated, training=False))
+        generated, images = ops.mean_pool(generated, pool), ops.mean_pool(images, pool)
+
+        def try_all(pair):
+            losses = ops.contextual_loss(generated, *pair) + lam * perceptual
+            return tf.argmin(losses), tf.reduce_min(losses)
+
+        index, losses = tf.map_fn(try_all, (images, weights), fn_output_signature=(tf.int64, tf.float32))
+        return search.better(best, tf.gather(z, index), losses)
+
+    @staticmethod
+    def composite(images, masks, generated):
+        """What is known from the images, the rest as generated: M*y + (1-M)*G(z) (Amos 2016, step 3)."""
+        return masks * images + (1 - masks) * generated
+
+    def refine(self, images, masks, z, steps, *, weights=None, pool=1, lr=3e-4):
+        """Fine-tune a copy of the generator for each image, on what is known of it, from its z; returns the G(z).
+
+        Pivotal tuning (Roich et al. 2021): `steps` updates of Adam on the contextual loss, for each image anew, so
+        that what surrounds the hole is really that person's. The generator itself stays as it is. Shapes as in
+        `complete`; returns (N, H, W, C).
+        """
+        weights = masks if weights is None else weights
+        tuned = keras.models.clone_model(self.sampler)
+        optimizer = keras.optimizers.Adam(lr)
+        optimizer.build(tuned.trainable_variables)
+        fresh = [variable.numpy() for variable in optimizer.variables]
+
+        @tf.function
+        def step(z, image, weights):
+            with tf.GradientTape() as tape:
+                generated = ops.mean_pool(tuned(z, training=False), pool)
+                loss = ops.contextual_loss(generated, ops.mean_pool(image, pool), weights)
+            optimizer.apply(tape.gradient(loss, tuned.trainable_variables), tuned.trainable_variables)
+
+        refined = []
+        for image in range(len(z)):
+            tuned.set_weights(self.sampler.get_weights())
+            for variable, value in zip(optimizer.variables, fresh, strict=True):
+                variable.assign(value)
+            one = slice(image, image + 1)
+            for _ in range(steps):
+                step(*(tf.constant(x[one], tf.float32) for x in (z, images, weights)))
+            refined.append(tuned(z[one], training=False).numpy())
+        return np.concatenate(refined)
 
     # checkpoints
 

@@ -50,12 +50,18 @@ def sigmoid_cross_entropy(logits, label):
     return tf.squeeze(tf.nn.sigmoid_cross_entropy_with_logits(labels, logits), 1)
 
 
-def contextual_loss(generated, images, mask):
-    """L1 distance on the known pixels, |M*G(z) - M*y| summed over each image (Amos 2016, step 3; Yeh et al. 2017).
+def contextual_loss(generated, images, weights):
+    """L1 distance on the known pixels, |W*G(z) - W*y| summed over each image (Amos 2016, step 3; Yeh et al. 2017).
 
-    `generated` and `images` are (N, H, W, C) in [-1, 1], `mask` (N, H, W, 1) with 1 = known; returns (N,).
+    `generated` and `images` are (N, H, W, C) in [-1, 1]; `weights` (N, H, W, 1) are the mask, 1 = known, or say how
+    much each known pixel counts. Returns (N,).
     """
-    return tf.reduce_sum(tf.abs(mask * generated - mask * images), axis=[1, 2, 3])
+    return tf.reduce_sum(tf.abs(weights * generated - weights * images), axis=[-3, -2, -1])
+
+
+def mean_pool(images, pool):
+    """The means of `pool` x `pool` pixels: (..., H, W, C) -> (..., H / pool, W / pool, C)."""
+    return images if pool == 1 else tf.nn.avg_pool2d(images, pool, pool, "VALID")
 
 
 def momentum_update(z, v, gradient, lr, momentum):

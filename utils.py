@@ -8,10 +8,14 @@ import os
 import signal
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+# Pillow would only warn of what `open_image` refuses
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
@@ -89,26 +93,44 @@ def find_images(directory):
     return sorted(p for p in Path(directory).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
 
 
-def read_image(path, size, channels):
-    """Read one image file as the networks want it: upright, centre-cropped to a square, resized with anti-aliasing.
+def open_image(path):
+    """Open one image file as everything here wants it: a Pillow image, loaded, upright by its EXIF tag, 8 bits deep.
 
-    Returns uint8 (size, size, channels), `channels` 1 (grey) or 3 (RGB). Transparent pixels show white behind them.
-    Raises UserError, naming the file, for whatever is wrong with it.
+    Its mode is whatever the file holds ("RGB", "L", "CMYK", "RGBA", "P", ...). Raises UserError, naming the file, for
+    whatever is wrong with it, and for more than `PIL.Image.MAX_IMAGE_PIXELS` pixels, which Pillow only warns of.
     """
     try:
         with Image.open(path) as file:
+            if file.width * file.height > Image.MAX_IMAGE_PIXELS:
+                raise ValueError(f"{file.width}x{file.height} pixels are more than {Image.MAX_IMAGE_PIXELS} in all")
             image = ImageOps.exif_transpose(file)
         if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion to 8 would clip, not scale
             image = Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).round().astype(np.uint8))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        image = image.convert("RGB" if channels == 3 else "L")
-        if image.size != (size, size):
-            image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
-        return np.asarray(image).reshape(size, size, channels)
+        return image
     except Exception as error:  # Pillow raises anything from SyntaxError to struct.error on a damaged file
         raise UserError(f"{path}: not a readable image ({error})") from error
+
+
+def fit(image, size):
+    """Crop a Pillow image to its centred square and resize that to `size` pixels, with anti-aliasing.
+
+    The filter's weights are positive: a pixel that contributes cannot be cancelled out by others.
+    """
+    return image if image.size == (size, size) else ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+
+
+def read_image(path, size, channels):
+    """Read one image file as the networks want it: upright, cropped to its centred square, resized to `size`.
+
+    Returns uint8 (size, size, channels), `channels` 1 (grey) or 3 (RGB). Transparent pixels show white behind them.
+    Raises UserError, naming the file, as `open_image` does.
+    """
+    image = open_image(path)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = fit(image.convert("RGB" if channels == 3 else "L"), size)
+    return np.asarray(image).reshape(size, size, channels)
 
 
 def to_float(pixels):
@@ -131,6 +153,29 @@ def image_grid(images, columns=8):
     cells[:count] = images
     bands = cells.reshape(rows, columns, *shape).swapaxes(1, 2)  # (rows, height, columns, width, channels)
     return bands.reshape(rows * shape[0], columns * shape[1], shape[2])
+
+
+def labelled_rows(views, columns=16):
+    """One picture of several views of the same images: a row for each view, labelled, `columns` images wide.
+
+    `views` is a dict from label to float images (N, H, W, C) in [-1, 1]; more images than `columns` go below in
+    further blocks of rows. Small images are enlarged, each pixel to a square. Returns uint8.
+    """
+    rows = list(views.values())
+    size, margin = rows[0].shape[1], 96
+    zoom = max(1, 64 // size)
+    blocks = []
+    for start in range(0, len(rows[0]), columns):
+        images = [image_grid(row[start : start + columns], columns) for row in rows]
+        block = np.concatenate(images).repeat(zoom, 0).repeat(zoom, 1)
+        width = min(columns, len(rows[0])) * size * zoom
+        block = np.pad(block, ((0, 8), (margin, width - block.shape[1]), (0, 0)))
+        picture = Image.fromarray(block.squeeze(-1) if block.shape[-1] == 1 else block).convert("RGB")
+        for i, label in enumerate(views):
+            place = margin - 8, (i + 0.5) * size * zoom
+            ImageDraw.Draw(picture).text(place, label, "white", ImageFont.load_default(14), anchor="rm")
+        blocks.append(np.asarray(picture))
+    return np.concatenate(blocks)
 
 
 def write_image(path, pixels):

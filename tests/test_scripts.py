@@ -1,6 +1,10 @@
 """Each script as a user runs it: a process of its own, on a tiny network."""
 
+import csv
+import inspect
 import json
+import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -9,9 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import masks
+import metrics
 import utils
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,40 +118,125 @@ def test_a_signal_saves_and_leaves(trained, tmp_path, number):
     assert f"step {(step // 2 + 2) * 2}\n" in done.stdout
 
 
+FEW = ["--nIter", 25, "--outInterval", 10, "--candidates", 50]
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def metrics_rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def test_complete_in_several_batches(trained, broken, tmp_path):
     files = sorted((trained / "images").iterdir())[:5]
-    flags = ["--nIter", 25, "--outInterval", 10, "--batchSize", 3, "--outDir", tmp_path / "out"]
+    out, logs = tmp_path / "out", tmp_path / "logs"
+    flags = [*FEW, "--batchSize", 3, "--outDir", out, "--log_dir", logs]
     done = run("complete.py", *files[:2], broken, *files[2:], *flags, cwd=trained)
     assert "model: checkpoints/mine, step 12" in done.stdout
     assert f"skipped {broken}" in done.stderr
 
-    out = tmp_path / "out"
     assert np.load(out / "z.npy").shape == (5, 5)
+    hole = masks.make("center", 16)[..., 0] == 0
+    rows = metrics_rows(out / "metrics.csv")
+    assert [row["image"] for row in rows] == [f"{i:04d}_{i}" for i in range(5)] + ["mean"]
     for i, file in enumerate(files):
-        original, final = (utils.read_image(p, 16, 3) for p in (file, out / f"final/{i:04d}_{i}.png"))
-        same = (original == final).all(-1)
-        hole = np.zeros_like(same)
-        hole[4:12, 4:12] = True
-        assert same[~hole].all() and same[hole].mean() < 0.1
-        log = np.loadtxt(out / f"logs/hats_{i:02d}.log")
+        truth = pixels(file)
+        for folder, name in (("plain", "plain"), ("final", "blended")):
+            image = pixels(out / f"{folder}/{i:04d}_{i}.png")
+            np.testing.assert_array_equal(image[~hole], truth[~hole])
+            assert (image[hole] == truth[hole]).all(-1).mean() < 0.1
+            expected = metrics.compare(name, image, truth, hole)
+            assert {key: float(rows[i][key]) for key in expected} == pytest.approx(expected, rel=1e-4)
+        log = np.loadtxt(out / f"batch_{i // 3:02d}/logs/hats_{i:02d}.log")
         np.testing.assert_array_equal(log[:, 0], [0, 10, 20, 25])
+        assert float(rows[i]["total"]) == pytest.approx(log[-1, 3], rel=1e-4)
     for batch, count in (("batch_00", 3), ("batch_01", 2)):
         for folder in ("hats_imgs", "completed"):
             assert sorted(p.stem for p in (out / batch / folder).iterdir()) == ["0000", "0010", "0020", "0025"]
-        with Image.open(out / batch / "completion.gif") as gif:
-            assert gif.n_frames == 4
-        for name in ("before.png", "masked.png"):
-            with Image.open(out / batch / name) as image:
-                assert image.size == (16 * count, 16)
+        with Image.open(out / batch / "completion.gif") as gif:  # equal frames become one that lasts longer
+            assert sum(frame.info["duration"] for frame in ImageSequence.Iterator(gif)) == 3 * 100 + 2000
+        assert pixels(out / batch / "masked.png").shape == (16, 16 * count, 3)
+        assert pixels(out / batch / "summary.png").shape[1] == 96 + 64 * count
+        (record,) = logs.glob(f"out-*/{batch}")
+        assert [e.step for e in events(record).Tensors("contextual")] == [0, 10, 20, 25]
 
 
-def test_complete_one_grey_image_of_another_size(trained, tmp_path, save_image):
+def test_complete_one_grey_image_of_another_size_in_several_ways(trained, tmp_path, save_image):
     grey = save_image("grey.jpg", np.random.default_rng(0).integers(0, 256, (40, 30), np.uint8))
-    run("complete.py", grey, "--nIter", 5, "--outDir", tmp_path / "out", cwd=trained)
-    names = {p.name for p in (tmp_path / "out").iterdir()}
-    assert names == {"before.png", "masked.png", "hats_imgs", "completed", "logs", "final", "z.npy", "completion.gif"}
-    with Image.open(tmp_path / "out/final/0000_grey.png") as image:
-        assert image.size == (16, 16) and image.mode == "RGB"
+    out = tmp_path / "out"
+    run("complete.py", grey, *FEW, "--samples", 2, "--refine", 2, "--outDir", out, cwd=trained)
+    names = {p.name for p in out.iterdir()}
+    assert names == {"sample_00", "sample_01", "samples.png", "final", "plain", "z.npy", "metrics.csv"}
+    first, second = (pixels(out / f"final/0000_grey_{i}.png") for i in range(2))
+    assert first.shape == (16, 16, 3) and not np.array_equal(first, second)
+    assert {p.name for p in (out / "sample_01").iterdir()} >= {
+        "before.png",
+        "masked.png",
+        "hats_imgs",
+        "completion.gif",
+    }
+
+
+def test_complete_what_is_transparent_whatever_is_there(trained, tmp_path, save_image):
+    """Nothing under the hole matters, also where the photo is made smaller, and no truth is invented."""
+    rgba = np.random.default_rng(0).integers(0, 256, (128, 128, 4), np.uint8)
+    rgba[..., 3] = 255
+    rgba[40:90, 30:60, 3] = 0
+    other = np.where(rgba[..., 3:] == 0, 255 - rgba, rgba)
+    other[..., 3] = rgba[..., 3]
+    paths = [save_image(f"{name}.png", x) for name, x in (("a", rgba), ("b", other), ("whole", rgba[..., :3]))]
+    results = []
+    for path in paths[:2]:
+        out = tmp_path / path.stem
+        flags = ["--maskType", "alpha", *FEW, "--outDir", out]
+        done = run("complete.py", path, paths[2], *flags, cwd=trained)
+        assert "whole.png: leaves no hole" in done.stderr
+        results.append(pixels(out / f"final/0000_{path.stem}.png"))
+        assert "plain_psnr" not in metrics_rows(out / "metrics.csv")[0]
+    np.testing.assert_array_equal(*results)
+
+
+@pytest.mark.parametrize("flags", [["--maskType", "lowres"], ["--maskType", "full"], ["--mask", "hole.png"]])
+def test_complete_with_other_masks(trained, tmp_path, save_image, flags):
+    white = np.zeros((16, 16), np.uint8)
+    white[:4] = 255
+    save_image("hole.png", white)
+    (tmp_path / "checkpoints").symlink_to(trained / "checkpoints")
+    image = trained / "images/0.png"
+    run(
+        "complete.py",
+        image,
+        *flags,
+        *FEW,
+        "--weighting",
+        "neighbours",
+        "--blend",
+        "none",
+        "--outDir",
+        "out",
+        cwd=tmp_path,
+    )
+    truth, final = pixels(image), pixels(tmp_path / "out/final/0000_0.png")
+    same = (truth == final).all(-1)
+    if "--mask" in flags:
+        assert same[4:].all() and not same[:4].all()
+    else:
+        np.testing.assert_array_equal(final, pixels(tmp_path / "out/hats_imgs/0025.png"))
+
+
+def test_help_tells_the_defaults_of_the_search():
+    from model import DCGAN
+
+    text = " ".join(run("complete.py", "--help").stdout.split())
+    defaults = {name: p.default for name, p in inspect.signature(DCGAN.complete).parameters.items()}
+    for flag, name in runpy.run_path(str(ROOT / "complete.py"))["SEARCH"].items():
+        told = re.search(rf" --{flag} .*?\(([^)]*)\)", text)[1]
+        if defaults[name] is not None:
+            assert told.split(",")[0] == str(defaults[name]).removesuffix(".0"), flag
 
 
 @pytest.mark.parametrize("script", ["train-dcgan.py", "complete.py"])
@@ -205,6 +296,11 @@ def test_training_errors(trained, tmp_path, broken, flags, words):
         (["images/0.png", "--outDir", "file/out"], ["--outDir file/out", "cannot be written"]),
         (["images/0.png", "--outDir", "images"], ["--outDir images", "not empty"]),
         (["images/0.png", "--centerScale", "0.5"], ["--centerScale 0.5", "no hole"]),
+        (["images/0.png", "--mask", "broken.png"], ["broken.png", "not a readable image"]),
+        (["images/0.png", "--mask", "black.png"], ["--mask black.png", "no hole"]),
+        (["images/0.png", "--maskDir", "empty"], ["--maskDir empty", "no mask named 0"]),
+        (["images/0.png", "--mask", "black.png", "--maskType", "left"], ["--maskType", "--mask"]),
+        (["images/0.png", "--maskType", "alpha"], ["images/0.png", "no image to complete"]),
         (["images/0.png", "--nIter", "0"], ["--nIter", "from 1"]),
         (["images/0.png", "--lr", "-1"], ["--lr", "above 0"]),
         (["images/0.png", "--checkpointDir", "odd"], ["config.json", "architecture"]),
@@ -214,6 +310,7 @@ def test_training_errors(trained, tmp_path, broken, flags, words):
 def test_completion_errors(trained, tmp_path, broken, flags, words):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
+    utils.write_image(tmp_path / "black.png", np.zeros((16, 16, 1), np.uint8))
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd/config.json").write_text("{}")
     (tmp_path / "odd/checkpoint").write_text("")

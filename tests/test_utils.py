@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import masks
 import utils
 
 RGB = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
@@ -105,16 +104,11 @@ def test_number_bounds():
         utils.number(int, 1)("1.5")
 
 
-@pytest.mark.parametrize("size, scale, lower, upper", [(64, 0.25, 16, 48), (16, 0.3, 4, 11), (64, 0.49, 31, 32)])
-def test_centre_mask(size, scale, lower, upper):
-    mask = masks.center(size, scale)
-    assert mask.shape == (size, size, 1) and mask.dtype == np.float32
-    rows, columns, _ = np.nonzero(mask == 0)
-    assert len(rows) == (upper - lower) ** 2 and set(np.unique(mask)) == {0, 1}
-    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (lower, upper - 1, lower, upper - 1)
-
-
-@pytest.mark.parametrize("scale, problem", [(0.5, "no hole"), (0.7, "no hole"), (0.01, "nothing known")])
-def test_centre_mask_without_hole_or_surroundings(scale, problem):
-    with pytest.raises(utils.UserError, match=f"--centerScale.*{problem}"):
-        masks.center(64, scale)
+def test_labelled_rows_stand_below_each_other_in_blocks():
+    views = {"one": np.full((5, 64, 64, 3), -1.0), "two": np.full((5, 64, 64, 3), 1.0)}
+    picture = utils.labelled_rows(views, columns=4)
+    assert picture.shape == (2 * (2 * 64 + 8), 96 + 4 * 64, 3)
+    assert (picture[64:128, 96:] == 255).all() and not picture[:64, 96:].any()
+    assert picture[:64, :96].any()  # the label
+    second = picture[136:]
+    assert (second[64:128, 96:160] == 255).all() and not second[:, 160:].any()

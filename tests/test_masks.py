@@ -1,0 +1,161 @@
+import numpy as np
+import pytest
+import skimage.metrics
+
+import masks
+import metrics
+import utils
+
+RNG = np.random.default_rng(0)
+
+
+def hole(mask):
+    """Count of hidden pixels, and the first and last row and column that hold one."""
+    assert mask.dtype == np.float32 and mask.shape[2] == 1 and set(np.unique(mask)) <= {0, 1}
+    rows, columns = np.nonzero(mask[..., 0] == 0)
+    return len(rows), (rows.min(), rows.max(), columns.min(), columns.max())
+
+
+@pytest.mark.parametrize("size, scale, lower, upper", [(64, 0.25, 16, 48), (16, 0.3, 4, 11), (64, 0.49, 31, 32)])
+def test_centre_mask(size, scale, lower, upper):
+    mask = masks.make("center", size, center_scale=scale)
+    assert hole(mask) == ((upper - lower) ** 2, (lower, upper - 1, lower, upper - 1))
+
+
+@pytest.mark.parametrize(
+    "kind, place",
+    [
+        ("left", (0, 63, 0, 31)),
+        ("right", (0, 63, 32, 63)),
+        ("top", (0, 31, 0, 63)),
+        ("bottom", (32, 63, 0, 63)),
+        ("lowres", (0, 63, 0, 63)),
+        ("full", (0, 63, 0, 63)),
+    ],
+)
+def test_rectangular_masks(kind, place):
+    top, bottom, left, right = place
+    assert hole(masks.make(kind, 64)) == ((bottom - top + 1) * (right - left + 1), place)
+
+
+def test_grid_mask_knows_every_fourth_pixel():
+    mask = masks.make("grid", 16)[..., 0]
+    assert [tuple(p) for p in np.argwhere(mask)] == [(y, x) for y in range(0, 16, 4) for x in range(0, 16, 4)]
+
+
+def test_random_mask_hides_its_fraction_differently_for_each_seed():
+    drawn = [masks.make("random", 64, fraction=0.8, seed=(0, i)) for i in range(20)]
+    # 20 * 4096 draws: the standard deviation of their mean is 0.0014
+    assert 1 - np.mean(drawn) == pytest.approx(0.8, abs=0.006)
+    assert not np.array_equal(drawn[0], drawn[1])
+    np.testing.assert_array_equal(drawn[0], masks.make("random", 64, fraction=0.8, seed=(0, 0)))
+
+
+@pytest.mark.parametrize(
+    "options, problem",
+    [
+        (dict(kind="center", center_scale=0.5), "--centerScale 0.5.*no hole"),
+        (dict(kind="center", center_scale=0.7), "--centerScale 0.7.*no hole"),
+        (dict(kind="center", center_scale=0), "--centerScale 0.*nothing known"),
+        (dict(kind="random", fraction=0), "--fraction 0.*no hole"),
+        (dict(kind="random", fraction=1), "--fraction 1.*nothing known"),
+    ],
+)
+def test_mask_of_nothing(options, problem):
+    with pytest.raises(utils.UserError, match=problem):
+        masks.make(size=64, **options)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (40, 40), (37, 61), (9, 12)])
+def test_known_after_resize_are_the_pixels_that_no_hidden_one_reaches(shape):
+    hidden = RNG.random(shape) < 0.03
+    mask = masks.known_after_resize(hidden, 16)
+
+    def resize(values):
+        return np.asarray(utils.fit(utils.Image.fromarray(values.astype(np.float32)), 16))
+
+    reached = np.zeros((16, 16), bool)
+    for y, x in np.argwhere(hidden):
+        alone = np.zeros(shape)
+        alone[y, x] = 1
+        reached |= resize(alone) != 0
+    np.testing.assert_array_equal(mask[..., 0] == 0, reached)
+    assert 0 < reached.mean() < 1
+
+
+def test_mask_files(save_image):
+    white = np.zeros((32, 32), np.uint8)
+    white[8:16, 4:8] = 200
+    np.testing.assert_array_equal(masks.read_mask(save_image("m.png", white), 32)[..., 0], white == 0)
+    rgba = np.full((32, 32, 4), 255, np.uint8)
+    rgba[..., 3] -= white // 100
+    np.testing.assert_array_equal(masks.read_alpha(save_image("a.png", rgba), 32)[..., 0], white == 0)
+    assert masks.read_alpha(save_image("rgb.png", rgba[..., :3]), 32).all()
+
+
+def test_weights_against_a_direct_double_loop():
+    mask = (RNG.random((12, 12, 1)) < 0.6).astype(np.float32)
+    expected = np.zeros((12, 12))
+    for y, x in np.argwhere(mask[..., 0]):
+        near = [(j, i) for j in range(y - 2, y + 3) for i in range(x - 2, x + 3)]
+        near = [(j, i) for j, i in near if (j, i) != (y, x) and 0 <= j < 12 and 0 <= i < 12]
+        expected[y, x] = np.mean([1 - mask[j, i, 0] for j, i in near])
+    np.testing.assert_allclose(masks.neighbour_weights(mask, window=5)[..., 0], expected, atol=1e-6)
+
+
+def dense_poisson(image, generated, mask):
+    """Least squares over all pairs of neighbours that are not both known, written out in full."""
+    height, width = mask.shape[:2]
+    rows, targets = [], []
+    for y in range(height):
+        for x in range(width):
+            for j, i in ((y + 1, x), (y, x + 1)):
+                if j < height and i < width and not (mask[y, x, 0] and mask[j, i, 0]):
+                    row = np.zeros((height, width))
+                    row[y, x], row[j, i] = 1, -1
+                    rows.append(row.ravel())
+                    targets.append(generated[y, x] - generated[j, i])
+    known = mask.ravel() == 1
+    matrix, target = np.array(rows), np.array(targets)
+    target = target - matrix[:, known] @ image.reshape(-1, image.shape[2])[known]
+    result = image.copy().reshape(-1, image.shape[2])
+    result[~known] = np.linalg.lstsq(matrix[:, ~known], target, rcond=None)[0]
+    return result.reshape(image.shape)
+
+
+@pytest.mark.parametrize("kind", ["center", "left", "grid", "random"])
+def test_poisson_against_a_dense_solve(kind):
+    mask = masks.make(kind, 12, fraction=0.7)
+    image, generated = RNG.uniform(-1, 1, (2, 12, 12, 3)).astype(np.float32)
+    blended = masks.poisson_blend(image, generated, mask)
+    np.testing.assert_allclose(blended, dense_poisson(image, generated, mask), atol=1e-5)
+    np.testing.assert_array_equal(blended[mask[..., 0] == 1], image[mask[..., 0] == 1])
+
+
+def test_poisson_recovers_the_image_from_its_gradients_without_looking_under_the_hole():
+    mask = masks.make("random", 16, fraction=0.6)
+    image = RNG.uniform(-1, 1, (16, 16, 1)).astype(np.float32)
+    damaged = np.where(mask, image, np.nan)
+    np.testing.assert_allclose(masks.poisson_blend(damaged, image + 0.7, mask), image, atol=1e-5)
+
+
+def test_poisson_without_anything_known():
+    image, generated = RNG.uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
+    np.testing.assert_array_equal(masks.poisson_blend(image, generated, np.zeros((16, 16, 1))), generated)
+    np.testing.assert_array_equal(masks.poisson_blend(image, generated, np.ones((16, 16, 1))), image)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_metrics_against_scikit_image(channels):
+    truth = np.kron(RNG.integers(0, 256, (8, 8, channels)), np.ones((4, 4, 1))).astype(np.uint8)
+    image = np.clip(truth + RNG.normal(0, 20, truth.shape), 0, 255).astype(np.uint8)
+    inside = masks.make("center", 32)[..., 0] == 0
+    expected, similarity = skimage.metrics.structural_similarity(
+        image, truth, channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True
+    )
+    assert metrics.ssim(image, truth) == pytest.approx(expected, abs=1e-6)
+    assert metrics.ssim(image, truth, inside) == pytest.approx(similarity[inside].mean(), abs=1e-6)
+    psnr = skimage.metrics.peak_signal_noise_ratio
+    assert metrics.psnr(image, truth) == pytest.approx(psnr(truth, image))
+    assert metrics.psnr(image, truth, inside) == pytest.approx(psnr(truth[inside], image[inside]))
+    assert metrics.psnr(truth, truth) == np.inf and metrics.ssim(truth, truth) == pytest.approx(1)

@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+import scipy.stats
+import tensorflow as tf
+
+import search
+
+RNG = np.random.default_rng(0)
+SCALE, CENTRE = np.array([3.0, 30.0, 0.5]), np.array([0.4, -0.2, 1.5])  # the last minimum lies outside the box
+
+
+def gradient_of(z):
+    return 2 * SCALE * (z - CENTRE)
+
+
+def losses_and_gradient(z):
+    return tf.reduce_sum(tf.cast(SCALE, tf.float32) * (z - CENTRE) ** 2, 1), tf.cast(gradient_of(z), tf.float32)
+
+
+def run(rule, z, iterations, **settings):
+    settings = {"iterations": float(iterations), "anneal": True, **settings}
+    settings = {name: tf.constant(value) for name, value in settings.items()}
+    z, slots = tf.constant(z, tf.float32), search.start(rule, tf.constant(z), [(0, i) for i in range(len(z))])
+    step = tf.function(search.RULES[rule])
+    for i in range(iterations):
+        _, z, slots = step(losses_and_gradient, z, slots, tf.constant(i), settings)
+    return z.numpy()
+
+
+@pytest.mark.parametrize("anneal", [True, False])
+def test_momentum_against_numpy(anneal):
+    z = RNG.uniform(-1, 1, (4, 3)).astype(np.float32)
+    expected, v = z.astype(float), 0.0
+    for i in range(12):
+        lr = 0.02 * (0.5 * (1 + np.cos(np.pi * i / 12)) if anneal else 1)
+        v_prev, v = v, 0.8 * v - lr * gradient_of(expected)
+        expected = np.clip(expected - 0.8 * v_prev + 1.8 * v, -1, 1)
+    np.testing.assert_allclose(run("momentum", z, 12, lr=0.02, momentum=0.8, anneal=anneal), expected, atol=1e-5)
+
+
+def test_adam_against_numpy():
+    z = RNG.uniform(-1, 1, (4, 3)).astype(np.float32)
+    expected, m, v = z.astype(float), 0.0, 0.0
+    for i in range(12):
+        lr, g = 0.1 * 0.5 * (1 + np.cos(np.pi * i / 12)), gradient_of(expected)
+        m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+        m_hat, v_hat = m / (1 - 0.9 ** (i + 1)), v / (1 - 0.999 ** (i + 1))
+        expected = np.clip(expected - lr * m_hat / (np.sqrt(v_hat) + 1e-8), -1, 1)
+    np.testing.assert_allclose(run("adam", z, 12, lr=0.1), expected, atol=1e-5)
+
+
+def test_hmc_against_numpy():
+    z = RNG.uniform(-1, 1, (6, 3)).astype(np.float32)
+    settings = dict(hmc_beta=0.9, hmc_anneal=1.5, hmc_eps=0.35, hmc_l=4)
+    expected, accepted, reflected = z.astype(float), [], 0
+    for i in range(5):
+        beta = 0.9 * 1.5**i
+        for n in range(6):
+            seed = tf.random.experimental.stateless_fold_in(tf.constant((0, n)), i)
+            start = tf.random.stateless_normal((3,), seed).numpy()
+            chance = float(tf.random.stateless_uniform((), tf.random.experimental.stateless_fold_in(seed, 1)))
+            x, v = expected[n].copy(), start.astype(float)
+            for _ in range(4):
+                v -= 0.35 / 2 * beta * gradient_of(x)
+                x += 0.35 * v
+                while (abs(x) > 1).any():
+                    v = np.where(abs(x) > 1, -v, v)
+                    x = np.where(x > 1, 2 - x, np.where(x < -1, -2 - x, x))
+                    reflected += 1
+                v -= 0.35 / 2 * beta * gradient_of(x)
+
+            def energy(x, v, beta=beta):
+                return beta * (SCALE * (x - CENTRE) ** 2).sum() + (v**2).sum() / 2
+
+            accepted.append(chance < np.exp(energy(expected[n], start) - energy(x, v)))
+            expected[n] = x if accepted[-1] else expected[n]
+    assert reflected and 0 < np.mean(accepted) < 1
+    np.testing.assert_allclose(run("hmc", z, 5, **settings), expected, atol=1e-3)
+
+
+def test_hmc_draws_from_the_density_on_the_box():
+    """exp(-beta loss) is a normal distribution cut off at the walls, in each dimension."""
+    z = run("hmc", np.zeros((4000, 3), np.float32), 30, hmc_beta=0.5, hmc_anneal=1.0, hmc_eps=0.15, hmc_l=10)
+    for k in range(3):
+        sd = np.sqrt(1 / (2 * 0.5 * SCALE[k]))
+        wanted = scipy.stats.truncnorm((-1 - CENTRE[k]) / sd, (1 - CENTRE[k]) / sd, CENTRE[k], sd)
+        assert z[:, k].mean() == pytest.approx(wanted.mean(), abs=4 * wanted.std() / np.sqrt(4000))
+        assert z[:, k].std() == pytest.approx(wanted.std(), rel=0.06)
+
+
+def test_better_takes_each_image_for_itself():
+    best = tf.constant([[0.0], [0.0]]), tf.constant([1.0, 2.0])
+    z, losses = search.better(best, tf.constant([[5.0], [5.0]]), tf.constant([1.5, 1.5]))
+    assert z.numpy().tolist() == [[0.0], [5.0]] and losses.numpy().tolist() == [1.0, 1.5]
