@@ -39,14 +39,19 @@ SEARCH = {
 
 def parse_args():
     parser = utils.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    count, amount, step = utils.number(int, 1), utils.number(float, 0), utils.number(float, 0, above=True)
+    count, amount, step = utils.number(int, 1, 10**9), utils.number(float, 0), utils.number(float, 0, above=True)
     add = parser.add_argument
     add("imgs", metavar="IMAGE", nargs="+", help="image file or folder; cropped and resized as the model needs")
     add("--checkpointDir", metavar="DIR", help="the model (checkpoints/mine, else the one that came with this code)")
     add("--outDir", metavar="DIR", default="completions", help="a new or empty folder for all pictures (%(default)s)")
     add("--log_dir", metavar="DIR", default="logs", help="where TensorBoard's record goes (%(default)s)")
     add("--batchSize", type=count, default=64, metavar="N", help="images searched together (%(default)s)")
-    add("--seed", type=utils.number(int, 0), default=0, help="decides random masks and searches (%(default)s)")
+    add(
+        "--seed",
+        type=utils.number(int, 0, 2**31 - 1),
+        default=0,
+        help="decides masks and searches (%(default)s)",
+    )
 
     kinds = [*masks.TYPES, "alpha"]
     hole = parser.add_argument_group("the hole")
@@ -98,7 +103,8 @@ def find_model(checkpoint_dir):
     for candidate in candidates:
         if (candidate / "checkpoint").is_file():
             return candidate
-    raise utils.UserError(f"--checkpointDir {candidates[0]}: holds no model; train one with train-dcgan.py")
+    flag = f" {checkpoint_dir}: holds no model" if checkpoint_dir else ": no model found in checkpoints/mine"
+    raise utils.UserError(f"--checkpointDir{flag}; train one with train-dcgan.py, or name another folder")
 
 
 def find_inputs(args, size, channels):
@@ -155,12 +161,8 @@ def search_settings(args, batch_masks):
 
 def complete(args):
     checkpoint_dir = find_model(args.checkpointDir)
-    config = checkpoint_dir / "config.json"
-    try:
-        architecture = utils.read_json(config)["architecture"]
-        size, channels = (architecture[name] for name in ("image_size", "c_dim"))
-    except KeyError as error:
-        raise utils.UserError(f"{config}: lacks {error}; is {checkpoint_dir} a folder of train-dcgan.py's?") from error
+    architecture = utils.read_config(checkpoint_dir)["architecture"]
+    size, channels = architecture["image_size"], architecture["c_dim"]
     files = find_inputs(args, size, channels)
     out_dir = utils.make_directory(args.outDir, "--outDir")
     if any(out_dir.iterdir()):

@@ -32,7 +32,7 @@ class ImageFolder:
         cached = len(self.paths) * np.prod(self.shape) <= cache_mb * 2**20
         self.images = np.empty((len(self.paths), *self.shape), np.uint8) if cached else None
         good = []
-        with concurrent.futures.ThreadPoolExecutor() as pool:
+        with concurrent.futures.ThreadPoolExecutor(max_workers=8) as pool:
             errors = pool.map(self._load if cached else self._check, range(len(self.paths)))
             for i, error in enumerate(tqdm(errors, "reading images", len(self.paths), leave=False, disable=None)):
                 if error:

@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow import keras
 from tqdm import tqdm
 
 import ops
@@ -180,10 +180,12 @@ class DCGAN:
         """Train on `images` (a dataset.ImageFolder) until `epoch` epochs are done, those of earlier runs included.
 
         Goes on from the newest checkpoint of `checkpoint_dir`, and writes one every five minutes, at each epoch's end
-        and when SIGINT or SIGTERM asks it to stop. Writes a sample grid to `sample_dir` every 200 steps and the
-        TensorBoard record to a folder of this run's own below `log_dir`. Returns the signal that ended it, or None.
-        Raises utils.UserError if a checkpoint cannot be read or written.
+        and when SIGINT, SIGTERM or SIGHUP asks it to stop; config.json beside it says what it was trained with. Writes
+        a sample grid to `sample_dir` every 200 steps and the TensorBoard record to a folder of this run's own below
+        `log_dir`. Returns the signal that ended it, or None. Raises utils.UserError if a checkpoint cannot be read or
+        written.
         """
+        settings = dict(batch_size=batch_size, learning_rate=learning_rate, beta1=beta1, seed=seed, flip=flip)
         batch_size = min(batch_size, len(images))
         self.prepare_training(learning_rate, beta1)
         manager = tf.train.CheckpointManager(self.training_state(), checkpoint_dir, max_to_keep=3)
@@ -191,68 +193,76 @@ class DCGAN:
             restore(manager.checkpoint, manager.latest_checkpoint).assert_consumed()
             for optimizer in (self.d_optimizer, self.g_optimizer):
                 optimizer.learning_rate.assign(learning_rate)  # the checkpoint held the earlier run's
-        if self.epoch >= epoch:
+        step, done, seen = (int(variable) for variable in (self.step, self.epoch, self.seen))
+        if done >= epoch:
             return None
+        if seen + batch_size > len(images):  # there are fewer images than there were, or larger batches
+            done, seen = done + 1, 0
+        for directory in (checkpoint_dir, sample_dir):
+            Path(directory).mkdir(parents=True, exist_ok=True)
+        config = {"architecture": self.architecture, "training": settings}
+        utils.write_json(Path(checkpoint_dir) / "config.json", config)
+        if not manager.latest_checkpoint:
+            save(manager, step)
 
         train_step = tf.function(self.train_step)
-        done, rest = int(self.step), (len(images) - int(self.seen)) // batch_size
-        steps = done + rest + (epoch - int(self.epoch) - 1) * (len(images) // batch_size)
-        bar = tqdm(total=steps * batch_size, initial=done * batch_size, unit="img", dynamic_ncols=True)
+        per_epoch = len(images) // batch_size
+        total = step + (epoch - done) * per_epoch - seen // batch_size
+        bar = tqdm(total=total * batch_size, initial=step * batch_size, unit="img", dynamic_ncols=True)
         bar.mininterval = 0.5 if sys.stderr.isatty() else 30
-        run = f"{Path(checkpoint_dir).resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        writer = tf.summary.create_file_writer(str(Path(log_dir) / run))
+        name = Path(checkpoint_dir).resolve().name
+        writer = tf.summary.create_file_writer(str(Path(log_dir) / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"))
         with utils.deferred_signals() as stop, bar, writer.as_default():
             shapes = (batch_size, *images.shape), (batch_size, self.z_dim)
             tf.summary.graph(train_step.get_concrete_function(*map(tf.TensorSpec, shapes)).graph)
-            saved = self.reported = time.monotonic()
-            while self.epoch < epoch and not stop:
-                for batch in images.epoch(int(self.epoch), batch_size, seed, flip, start=int(self.seen)):
-                    z = ops.random_z((batch_size, self.z_dim), seed, ord("z"), int(self.step))
+            saved = time.monotonic()
+            self.reported = step, saved
+            while done < epoch and not stop:
+                for batch in images.epoch(done, batch_size, seed, flip, start=seen):
+                    z = ops.random_z((batch_size, self.z_dim), seed, "z", step)
                     outputs = train_step(batch, z)
-                    self.seen.assign_add(batch_size)
+                    # counted here, as to read the variables would wait for the step to end
+                    step, seen = step + 1, seen + batch_size
+                    if seen + batch_size > len(images):
+                        done, seen = done + 1, 0
+                    bar.set_description(f"epoch {done + bool(seen)}/{epoch} step {step}", refresh=False)
                     bar.update(batch_size)
-                    self.report({"z": z, **outputs}, bar, epoch)
-                    if self.step % SAMPLES_EVERY == 0 or self.step == 1:
-                        self.write_samples(sample_dir, seed)
+                    self.report(step, {"z": z, **outputs}, bar)
+                    if step % SAMPLES_EVERY == 0 or step == 1 or done == epoch:
+                        self.write_samples(Path(sample_dir) / f"{name}_{step:06d}.png", step, seed)
+                    if not seen or stop or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                        self.epoch.assign(done)
+                        self.seen.assign(seen)
+                        save(manager, step)
+                        saved = time.monotonic()
                     if stop:
                         break
-                    if time.monotonic() - saved > CHECKPOINT_SECONDS:
-                        save(manager, int(self.step))
-                        saved = time.monotonic()
-                else:
-                    self.epoch.assign_add(1)
-                    self.seen.assign(0)
-                save(manager, int(self.step))
-            self.write_samples(sample_dir, seed)
         return stop[0] if stop else None
 
-    def report(self, outputs, bar, epochs):
+    def report(self, step, outputs, bar):
         """Show what the step returned in TensorBoard and on the progress bar, when its turn has come."""
-        step = int(self.step)
         if step % SCALARS_EVERY == 0:
             losses = {name: float(outputs[name]) for name in ("d_loss", "d_loss_real", "d_loss_fake", "g_loss")}
-            seconds, self.reported = time.monotonic() - self.reported, time.monotonic()
-            images_per_second = SCALARS_EVERY * len(outputs["z"]) / seconds
+            (last, then), self.reported = self.reported, (step, time.monotonic())
+            images_per_second = (step - last) * len(outputs["z"]) / (time.monotonic() - then)
             for name, value in {**losses, "images_per_second": images_per_second}.items():
                 tf.summary.scalar(name, value, step)
-            bar.set_description(f"epoch {int(self.epoch) + 1}/{epochs} step {step}", refresh=False)
             bar.set_postfix(d_loss=f"{losses['d_loss']:.3f}", g_loss=f"{losses['g_loss']:.3f}", refresh=False)
         if step % HISTOGRAMS_EVERY == 0 or step == 1:
             for name in ("z", "d", "d_"):
                 tf.summary.histogram(name, outputs[name], step)
 
-    def write_samples(self, sample_dir, seed):
+    def write_samples(self, path, step, seed):
         """Write an 8x8 grid of images of one fixed z, as a file and as TensorBoard's image G."""
         self.refresh_average()
-        step = int(self.step)
-        grid = utils.image_grid(self.sampler(ops.random_z((64, self.z_dim), seed, ord("s")), training=False))
-        utils.write_image(Path(sample_dir) / f"train_{int(self.epoch):02d}_{step:06d}.png", grid)
+        grid = utils.image_grid(self.sampler(ops.random_z((64, self.z_dim), seed, "s"), training=False))
+        utils.write_image(path, grid)
         tf.summary.image("G", grid[None], step)
 
     def refresh_average(self):
         """Make the averaged generator fit for use: its batch-norm statistics are estimated anew from 1,024 random z."""
         if self.averaged is not None:
-            ops.reestimate_batch_norm(self.averaged, [ops.random_z((64, self.z_dim), ord("b"), k) for k in range(16)])
+            ops.reestimate_batch_norm(self.averaged, [ops.random_z((64, self.z_dim), 0, "b", k) for k in range(16)])
 
     # completion
 
@@ -320,11 +330,11 @@ class DCGAN:
         settings = {name: tf.convert_to_tensor(value, tf.float32) for name, value in settings.items()}
         settings |= {"anneal": tf.constant(schedule == "cosine"), "hmc_l": tf.constant(hmc_l)}
 
-        z = tf.stack([ops.random_z(self.z_dim, seed, number) for number in numbers])
+        z = tf.stack([ops.random_z(self.z_dim, seed, "i", number) for number in numbers])
         best = z, self.total_losses(z, images, weights, pool, settings["lam"])
         for k in range(0, candidates - 1, 64):
             count = min(64, candidates - 1 - k)
-            z = tf.constant(ops.random_z((count, self.z_dim), seed, ord("c"), k))
+            z = tf.constant(ops.random_z((count, self.z_dim), seed, "c", k))
             best = self.best_candidates(z, best, images, weights, pool, settings["lam"])
         z = best[0]
         slots = search.start(approach, z, [(seed, number) for number in numbers])
@@ -370,7 +380,7 @@ class DCGAN:
     @staticmethod
     def composite(images, masks, generated):
         """What is known from the images, the rest as generated: M*y + (1-M)*G(z) (Amos 2016, step 3)."""
-        return masks * images + (1 - masks) * generated
+        return tf.where(masks > 0, images, generated)
 
     def refine(self, images, masks, z, steps, *, weights=None, pool=1, lr=3e-4):
         """Fine-tune a copy of the generator for each image, on what is known of it, from its z; returns the G(z).
@@ -433,11 +443,10 @@ class DCGAN:
 
         Raises utils.UserError, naming the file, where there is none or it is damaged.
         """
-        architecture = utils.read_json(Path(checkpoint_dir) / "config.json").get("architecture", {})
+        dcgan = cls(**utils.read_config(checkpoint_dir)["architecture"])
         path = tf.train.latest_checkpoint(checkpoint_dir)
         if not path:
             raise utils.UserError(f"{checkpoint_dir}: holds no checkpoint; train one with train-dcgan.py")
-        dcgan = cls(**architecture)
         restore(tf.train.Checkpoint(networks=dcgan.inference_state(), step=dcgan.step), path).expect_partial()
         dcgan.refresh_average()
         return dcgan
@@ -449,9 +458,11 @@ def restore(checkpoint, path):
         status = checkpoint.restore(path)
         status.assert_existing_objects_matched()
         return status
-    except (tf.errors.OpError, AssertionError, IndexError, ValueError) as error:
+    except (AssertionError, ValueError) as error:
+        raise utils.UserError(f"{path}: its networks are not those of the config.json beside it") from error
+    except (tf.errors.OpError, IndexError) as error:
         reason = str(error).splitlines()[0]
-        raise utils.UserError(f"{path}: cannot be read ({reason}); remove it, or train again elsewhere") from error
+        raise utils.UserError(f"{path}: cannot be read ({reason}); choose another directory") from error
 
 
 def save(manager, step):
@@ -460,6 +471,4 @@ def save(manager, step):
         manager.save(checkpoint_number=step)
     except tf.errors.OpError as error:
         reason = error.message.splitlines()[0]
-        raise utils.UserError(
-            f"{manager.directory}: no checkpoint could be written at step {step} ({reason})"
-        ) from error
+        raise utils.UserError(f"{manager.directory}: step {step} could not be saved ({reason})") from error

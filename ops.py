@@ -1,8 +1,8 @@
 """Layers with the reference's initial weights, and the tensor maths of the method. Knows nothing of DCGAN."""
 
+import keras
 import numpy as np
 import tensorflow as tf
-from tensorflow import keras
 
 
 def linear(units, name):
@@ -39,9 +39,12 @@ def lrelu():
     return keras.layers.LeakyReLU(0.2)
 
 
-def random_z(shape, *seed):
-    """z uniform on [-1, 1], float32 of `shape`, decided by the whole numbers `seed` alone, on every device."""
-    return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
+def random_z(shape, seed, purpose, number=0):
+    """z uniform on [-1, 1], float32 of `shape`, the same on every device.
+
+    Decided by the whole numbers `seed` and `number` and by `purpose`, a letter, so that no two uses share their z.
+    """
+    return np.random.default_rng((seed, ord(purpose), number)).uniform(-1, 1, shape).astype(np.float32)
 
 
 def sigmoid_cross_entropy(logits, label):

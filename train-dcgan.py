@@ -19,7 +19,7 @@ DEFAULTS = {
 
 def parse_args():
     parser = utils.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    count = utils.number(int, 1)
+    count = utils.number(int, 1, 10**9)
     add = parser.add_argument
     add("--dataset", metavar="DIR", required=True, help="folder of images, searched in all subfolders")
     add("--epoch", type=count, default=25, help="epochs in all, those before a resume included (%(default)s)")
@@ -39,7 +39,7 @@ def parse_args():
     setting("batch_size", "images per step", type=count)
     setting("learning_rate", "step size of Adam", type=utils.number(float, 0, above=True))
     setting("beta1", "momentum of Adam", type=utils.number(float, 0, 0.9999))
-    setting("seed", "decides data order, flips, z and first weights", type=utils.number(int, 0))
+    setting("seed", "decides data order, flips, z and first weights", type=utils.number(int, 0, 2**32 - 1))
     setting("flip", "mirror half of the images at random", action=argparse.BooleanOptionalAction)
     setting("image_size", "side of the images in pixels", type=int, choices=[16, 32, 64, 128, 256])
     setting("c_dim", "colour channels", type=int, choices=[1, 3])
@@ -51,18 +51,17 @@ def parse_args():
 
 
 def settings(args):
-    """The settings of this run: the flags given, then what the checkpoint directory says, then the defaults."""
-    config_file = Path(args.checkpoint_dir) / "config.json"
+    """The settings of this run: the flags given, then what the model was trained with, then the defaults."""
     resumed = (Path(args.checkpoint_dir) / "checkpoint").exists()
-    saved = utils.read_json(config_file) if resumed else {}
+    saved = utils.read_config(args.checkpoint_dir) if resumed else {"architecture": {}, "training": {}}
     config = {}
     for part, defaults in DEFAULTS.items():
         given = {name: getattr(args, name) for name in defaults if getattr(args, name) is not None}
-        config[part] = defaults | saved.get(part, {}) | given
-    for name, value in saved.get("architecture", {}).items():
-        if config["architecture"].get(name) != value:
+        config[part] = defaults | {name: saved[part][name] for name in defaults if name in saved[part]} | given
+    for name, value in saved["architecture"].items():
+        if config["architecture"][name] != value:
             raise utils.UserError(
-                f"--{name} {config['architecture'].get(name)}: the model in {args.checkpoint_dir} has {name} {value}; "
+                f"--{name} {config['architecture'][name]}: the model in {args.checkpoint_dir} has {name} {value}; "
                 "leave the flag out, or choose another --checkpoint_dir"
             )
     return config, resumed
@@ -84,8 +83,9 @@ def train(args):
     config, resumed = settings(args)
     for flag in ("checkpoint_dir", "sample_dir", "log_dir"):
         utils.make_directory(getattr(args, flag), f"--{flag}")
-    if not resumed and any(Path(args.sample_dir).glob("train_*.png")):
-        raise utils.UserError(f"--sample_dir {args.sample_dir}: holds samples of another run; choose another directory")
+    name = Path(args.checkpoint_dir).resolve().name
+    if not resumed and any(Path(args.sample_dir).glob(f"{name}_*.png")):
+        raise utils.UserError(f"--sample_dir {args.sample_dir}: holds another run's {name}_*.png; choose another")
 
     with utils.quiet_tensorflow():
         import ops
@@ -101,7 +101,8 @@ def train(args):
 
     ops.keras.utils.set_random_seed(seed)
     dcgan = DCGAN(**architecture)
-    utils.write_json(Path(args.checkpoint_dir) / "config.json", config)
+    if resumed:
+        print(f"{args.checkpoint_dir}: going on from where it was")
     signal = dcgan.train(
         images,
         epoch=args.epoch,

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import logging
 import math
 import os
 import signal
@@ -17,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 # Pillow would only warn of what `open_image` refuses
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
+ARCHITECTURE = ("image_size", "c_dim", "z_dim", "gf_dim", "df_dim", "ema")  # DCGAN's arguments, in config.json
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 
 
@@ -56,6 +58,7 @@ def quiet_tensorflow():
     show = "TF_CPP_MIN_LOG_LEVEL" in os.environ
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ["KERAS_BACKEND"] = "tensorflow"
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     # the messages come from C++ before its logging is set up, and only the file descriptor catches them
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as said:
@@ -75,12 +78,11 @@ def quiet_tensorflow():
 
 @contextlib.contextmanager
 def deferred_signals():
-    """Yield a list that collects SIGINT and SIGTERM as they come, so that a loop can leave at a safe place."""
-    received = []
-    before = {
-        number: signal.signal(number, lambda received_number, frame: received.append(received_number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
+    """Yield a list that collects SIGINT, SIGTERM and SIGHUP as they come, so that a loop can leave at a safe place."""
+    received, before = [], {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup's wish
+            before[number] = signal.signal(number, lambda number, frame: received.append(number))
     try:
         yield received
     finally:
@@ -104,8 +106,10 @@ def open_image(path):
             if file.width * file.height > Image.MAX_IMAGE_PIXELS:
                 raise ValueError(f"{file.width}x{file.height} pixels are more than {Image.MAX_IMAGE_PIXELS} in all")
             image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion to 8 would clip, not scale
-            image = Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).round().astype(np.uint8))
+        if image.mode.startswith("I;16"):  # Pillow's own conversion to 8 bits would clip, not scale
+            image = Image.fromarray((np.asarray(image, np.float64) / 257).round().astype(np.uint8))
+        if image.mode in "IF":
+            raise ValueError("32 bits deep")
         return image
     except Exception as error:  # Pillow raises anything from SyntaxError to struct.error on a damaged file
         raise UserError(f"{path}: not a readable image ({error})") from error
@@ -203,12 +207,15 @@ def write_json(path, content):
     os.replace(draft, path)
 
 
-def read_json(path):
-    """Read a JSON object; raise UserError, naming the file, if it is missing or damaged."""
+def read_config(checkpoint_dir):
+    """The config.json of a checkpoint directory: a dict of the dicts "architecture" and "training".
+
+    Raises UserError, naming the file, if it is missing or damaged, or does not say how the networks are built.
+    """
+    path = Path(checkpoint_dir) / "config.json"
     try:
-        content = json.loads(Path(path).read_text())
-        if not isinstance(content, dict):
-            raise ValueError("not a JSON object")
-        return content
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+        config = json.loads(path.read_text())
+        config["architecture"] = {name: config["architecture"][name] + 0 for name in ARCHITECTURE}  # numbers they are
+        return {"architecture": config["architecture"], "training": dict(config.get("training", {}))}
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: is not as train-dcgan.py writes it ({error!r})") from error

@@ -28,19 +28,18 @@ BLOCK = 20
 class TimedDCGAN(DCGAN):
     """A DCGAN whose train() stops after every block of steps to time as many bare ones."""
 
-    def report(self, outputs, bar, epochs):
-        super().report(outputs, bar, epochs)
+    def report(self, step, outputs, bar):
+        super().report(step, outputs, bar)
         self.count += 1
         if self.count % BLOCK:
             return
-        step = int(self.step)
         now = time.monotonic()
         self.train_seconds.append(now - self.block_start)
         for _ in range(BLOCK):
             losses = self.bare_step(*self.batch)
         float(losses["g_loss"])
         self.bare_seconds.append(time.monotonic() - now)
-        self.step.assign(step)
+        self.step.assign(step)  # which the average of the generator goes by
         self.block_start = time.monotonic()
 
 

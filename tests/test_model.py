@@ -1,16 +1,25 @@
+import signal
+
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import TINY
+from PIL import Image
 from scipy.special import expit, log_expit
-from tensorflow import keras
 
 import model
 import ops
 import utils
+from dataset import ImageFolder
 from model import DCGAN
 
 RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def same_draws_for_each_test():
+    RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
 
 
 def values(variables):
@@ -241,6 +250,84 @@ def test_reestimated_statistics_are_the_mean_over_the_batches(tiny_dcgan):
     assert norm.momentum == 0.9
 
 
+class Interrupted(DCGAN):
+    """A DCGAN that sends itself SIGTERM after the steps in `stops`, and keeps what it was trained on."""
+
+    stops = ()
+
+    def report(self, step, outputs, bar):
+        super().report(step, outputs, bar)
+        if step in self.stops:
+            signal.raise_signal(signal.SIGTERM)
+
+    def train_step(self, images, z):
+        tf.py_function(lambda *x: self.fed.append([v.numpy() for v in x]), [images, z], [])
+        return super().train_step(images, z)
+
+
+def train(home, folder, stops=(), checkpoint_seconds=300, **options):
+    """Train a tiny DCGAN for 4 epochs of 3 steps, with a stop after each of `stops`; returns it and what it was fed."""
+    settings = dict(epoch=4, batch_size=3, learning_rate=0.01, beta1=0.5, seed=1, flip=True) | options
+    fed = []
+    for _ in range(len(stops) + 1):
+        keras.utils.set_random_seed(1)
+        dcgan = Interrupted(**TINY, ema=0.9)
+        dcgan.fed, dcgan.stops = fed, stops
+        dirs = {f"{name}_dir": str(home / name) for name in ("checkpoint", "sample", "log")}
+        signum = dcgan.train(ImageFolder(folder, 16, 3), **settings, **dirs)
+    assert signum is None
+    return dcgan, fed
+
+
+def test_a_stopped_run_goes_on_as_if_never_stopped(folder, tmp_path):
+    whole, fed = train(tmp_path / "whole", folder)
+    parts, fed_in_parts = train(tmp_path / "parts", folder, stops=(2, 6, 7))
+    assert len(fed) == len(fed_in_parts) == 12
+    for (x, z), (x_, z_) in zip(fed, fed_in_parts, strict=True):
+        np.testing.assert_array_equal(x, x_)
+        np.testing.assert_array_equal(z, z_)
+    # each step has a z and images of its own, each epoch another order, and some are mirrored
+    assert len({z.tobytes() for _, z in fed}) == 12
+    files = [utils.to_float(utils.read_image(p, 16, 3)) for p in utils.find_images(folder)]
+    upright = [any(np.array_equal(image, file) for file in files) for x, _ in fed for image in x]
+    assert 0.2 < np.mean(upright) < 0.8
+    assert int(parts.step) == 12 and int(parts.epoch) == 4 and int(parts.seen) == 0
+    for name in ("generator", "discriminator", "averaged", "d_optimizer", "g_optimizer"):
+        for a, b in zip(getattr(whole, name).variables, getattr(parts, name).variables, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4, err_msg=f"{name} {a.path}")
+
+
+def test_checkpoints_at_the_start_at_intervals_and_at_epochs_ends(folder, tmp_path, monkeypatch):
+    saved = []
+    monkeypatch.setattr(model, "save", lambda manager, step: saved.append(step))
+    train(tmp_path / "seldom", folder)
+    assert saved == [0, 3, 6, 9, 12]
+    saved.clear()
+    monkeypatch.setattr(model, "CHECKPOINT_SECONDS", 0)
+    train(tmp_path / "often", folder)
+    assert saved == list(range(13))
+
+
+def test_settings_of_a_resumed_run(folder, tmp_path):
+    train(tmp_path, folder, epoch=1)
+    dcgan, _ = train(tmp_path, folder, epoch=2, learning_rate=0.5)
+    for optimizer in (dcgan.d_optimizer, dcgan.g_optimizer):
+        assert float(optimizer.learning_rate) == 0.5
+        assert (optimizer.beta_1, optimizer.beta_2, optimizer.epsilon) == (0.5, 0.999, 1e-8)
+    # with larger batches what is left of the epoch is not enough for one
+    train(tmp_path, folder, stops=(7,), epoch=3)
+    dcgan, fed = train(tmp_path, folder, epoch=5, batch_size=10)
+    assert [len(x) for x, _ in fed] == [10, 10] and int(dcgan.epoch) == 5
+
+
+def test_samples_are_the_averaged_generators(folder, tmp_path):
+    dcgan, _ = train(tmp_path, folder)
+    grid = np.asarray(Image.open(tmp_path / "sample/checkpoint_000012.png"))
+    dcgan.refresh_average()
+    samples = dcgan.averaged(ops.random_z((64, 5), 1, "s"), training=False)
+    np.testing.assert_allclose(grid, utils.image_grid(samples, columns=8), atol=1)
+
+
 # completion
 
 
@@ -249,7 +336,7 @@ def complete(dcgan, y, mask, numbers=None, **options):
 
 
 def first_z(count, seed=0):
-    return np.stack([ops.random_z(5, seed, number) for number in range(count)])
+    return np.stack([ops.random_z(5, seed, "i", number) for number in range(count)])
 
 
 def test_the_articles_search_against_numpy(tiny_dcgan):
@@ -346,7 +433,7 @@ def test_the_search_starts_from_the_best_candidate(tiny_dcgan):
     dcgan = tiny_dcgan()
     y, mask = images(3), center_hole(3)
     start = complete(dcgan, y, mask, candidates=100, iterations=1)[0]
-    shared = [ops.random_z((count, 5), 0, ord("c"), k) for k, count in ((0, 64), (64, 35))]
+    shared = [ops.random_z((count, 5), 0, "c", k) for k, count in ((0, 64), (64, 35))]
     for n in range(3):
         z = np.concatenate([first_z(3)[n : n + 1], *shared])
         assert len(z) == 100

@@ -5,6 +5,7 @@ import inspect
 import json
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -64,7 +65,7 @@ def test_training_leaves_a_model_samples_and_a_record(trained):
     assert config["architecture"] == dict(image_size=16, c_dim=3, z_dim=5, gf_dim=8, df_dim=8, ema=0.9)
     assert checkpoint_step(trained / "checkpoints/mine") == 12
     samples = sorted((trained / "samples").iterdir())
-    assert [p.name for p in samples] == ["train_00_000001.png", "train_06_000012.png"]
+    assert [p.name for p in samples] == ["mine_000001.png", "mine_000012.png"]
     with Image.open(samples[0]) as image:
         assert image.size == (8 * 16, 8 * 16)
 
@@ -105,7 +106,7 @@ def test_a_signal_saves_and_leaves(trained, tmp_path, number):
         stdout=subprocess.PIPE,
         text=True,
     )
-    while not (tmp_path / "s/train_00_000001.png").exists():
+    while not (tmp_path / "s/ck_000001.png").exists():
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(number)
@@ -267,7 +268,10 @@ def one_line(done, *words):
         (["--dataset", "empty"], ["--dataset empty", "holds no images"]),
         (["--dataset", "broken"], ["--dataset broken", "none of its 1 images"]),
         (["--dataset", "images", "--checkpoint_dir", "file/ck"], ["--checkpoint_dir file/ck", "cannot be written"]),
-        (["--dataset", "images", "--sample_dir", "taken"], ["--sample_dir taken", "another run"]),
+        (
+            ["--dataset", "images", "--sample_dir", "taken", "--checkpoint_dir", "x/mine"],
+            ["--sample_dir taken", "another"],
+        ),
         (["--dataset", "images", "--z_dim", "7", "--checkpoint_dir", "mine"], ["--z_dim 7", "z_dim 5"]),
         (["--dataset", "images", "--epoch", "0"], ["--epoch", "from 1"]),
         (["--dataset", "images", "--image_size", "60"], ["--image_size", "64"]),
@@ -280,7 +284,7 @@ def test_training_errors(trained, tmp_path, broken, flags, words):
     broken.rename(tmp_path / "broken/broken.png")
     (tmp_path / "file").write_text("")
     (tmp_path / "taken").mkdir()
-    (tmp_path / "taken/train_00_000001.png").write_text("")
+    (tmp_path / "taken/mine_000001.png").write_text("")
     (tmp_path / "images").symlink_to(trained / "images")
     (tmp_path / "mine").symlink_to(trained / "checkpoints/mine")
     one_line(run("train-dcgan.py", *flags, cwd=tmp_path, status=2), *words)
@@ -303,7 +307,8 @@ def test_training_errors(trained, tmp_path, broken, flags, words):
         (["images/0.png", "--maskType", "alpha"], ["images/0.png", "no image to complete"]),
         (["images/0.png", "--nIter", "0"], ["--nIter", "from 1"]),
         (["images/0.png", "--lr", "-1"], ["--lr", "above 0"]),
-        (["images/0.png", "--checkpointDir", "odd"], ["config.json", "architecture"]),
+        (["images/0.png", "--checkpointDir", "odd"], ["odd/config.json", "train-dcgan.py"]),
+        (["images/0.png", "--checkpointDir", "odd2"], ["odd2/config.json", "train-dcgan.py"]),
         ([], ["IMAGE"]),
     ],
 )
@@ -314,9 +319,25 @@ def test_completion_errors(trained, tmp_path, broken, flags, words):
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd/config.json").write_text("{}")
     (tmp_path / "odd/checkpoint").write_text("")
+    shutil.copytree(tmp_path / "odd", tmp_path / "odd2")
+    architecture = dict(image_size="16", c_dim=3, z_dim=5, gf_dim=8, df_dim=8, ema=0.0)
+    (tmp_path / "odd2/config.json").write_text(json.dumps({"architecture": architecture, "training": {}}))
     (tmp_path / "images").symlink_to(trained / "images")
     (tmp_path / "checkpoints").symlink_to(trained / "checkpoints")
     one_line(run("complete.py", *flags, cwd=tmp_path, status=2), *words)
+
+
+def test_a_checkpoint_of_another_architecture_is_one_line_for_both_scripts(trained, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(trained / "checkpoints/mine", other)
+    config = json.loads((other / "config.json").read_text())
+    config["architecture"]["gf_dim"] = 16
+    (other / "config.json").write_text(json.dumps(config))
+    flags = ["--sample_dir", tmp_path / "s", "--log_dir", tmp_path / "l", "--checkpoint_dir", other]
+    one_line(run("train-dcgan.py", "--dataset", trained / "images", *flags, status=2), "ckpt-12", "config.json")
+    flags = ["--checkpointDir", other, "--outDir", tmp_path / "o"]
+    one_line(run("complete.py", trained / "images/0.png", *flags, cwd=tmp_path, status=2), "ckpt-12", "config.json")
+    assert json.loads((other / "config.json").read_text()) == config
 
 
 def test_a_damaged_checkpoint_is_one_line_for_both_scripts(trained, tmp_path):
