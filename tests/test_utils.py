@@ -70,6 +70,14 @@ def test_unreadable_image_is_named(broken, tmp_path, save_image):
             utils.read_image(path, 16, 3)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("limit", [100, 200])  # Pillow itself raises from twice the limit, and warns below
+def test_decompression_bombs_are_refused(save_image, monkeypatch, limit):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(utils.UserError, match="big.png.*pixels"):
+        utils.open_image(save_image("big.png", RGB))
+
+
 def test_find_images_in_subfolders_by_suffix(folder):
     (folder / "a" / "notes.txt").write_text("no image")
     (folder / "a" / "LOUD.JPG").write_bytes(b"")
