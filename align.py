@@ -258,7 +258,7 @@ def in_parallel(tasks, args):
                         "a worker process was killed: is there too little memory? The same command goes on from there, "
                         "with less memory if you add --workers 1"
                     ) from error
-                if some := list(itertools.islice(tasks, 8)):
+                if some := list(itertools.islice(tasks, 4)):
                     waiting.add(pool.submit(align_files, some, args))
                 yield from answer
 
