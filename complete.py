@@ -83,7 +83,7 @@ def parse_args():
     add("--refine", type=utils.number(int, 0), default=0, metavar="N", help="fine-tune G to each image for N steps (0)")
     add("--blend", choices=["poisson", "none"], default="poisson", help="how the seam is hidden (%(default)s)")
     add("--samples", type=count, default=1, metavar="S", help="different completions of each image (%(default)s)")
-    add("--outInterval", type=count, metavar="N", help="iterations between pictures (50)")
+    add("--outInterval", type=count, metavar="N", help="iterations between pictures (20)")
     return parser, parser.parse_args()
 
 
@@ -159,7 +159,18 @@ def search_settings(args, batch_masks):
     return settings
 
 
+def show_known(args, images, batch_masks):
+    """What the search knows of the images, as pictures: they themselves, their means, or all but the hole, in grey."""
+    if args.maskType == "full":
+        return images
+    if args.maskType == "lowres":
+        return masks.pixelate(images)
+    return images * batch_masks
+
+
 def complete(args):
+    if args.window % 2 == 0:
+        raise utils.UserError(f"--window {args.window}: give an odd number")
     checkpoint_dir = find_model(args.checkpointDir)
     architecture = utils.read_config(checkpoint_dir)["architecture"]
     size, channels = architecture["image_size"], architecture["c_dim"]
@@ -184,13 +195,14 @@ def complete(args):
         numbers = range(start, min(start + args.batchSize, len(files)))
         images = utils.to_float([utils.read_image(files[i], size, channels) for i in numbers])
         batch_masks = np.stack([find_mask(args, files[i], i, size) for i in numbers])
+        known = show_known(args, images, batch_masks)
         finals = []
         for sample in range(args.samples):
             parts = [f"batch_{batch:02d}"] * (len(starts) > 1) + [f"sample_{sample:02d}"] * (args.samples > 1)
             search_dir = out_dir.joinpath(*parts)
             settings = search_settings(args, batch_masks)
             states = dcgan.complete(images, batch_masks, numbers, seed=args.seed + sample, **settings)
-            last = follow(states, images, batch_masks, numbers, search_dir, log_dir.joinpath(*parts))
+            last = follow(states, images, known, numbers, search_dir, log_dir.joinpath(*parts))
             if args.refine:
                 options = {name: settings[name] for name in ("weights", "pool") if name in settings}
                 generated = dcgan.refine(images, batch_masks, last.z, args.refine, **options)
@@ -199,11 +211,11 @@ def complete(args):
             if args.blend == "poisson":
                 blended = np.stack(list(map(masks.poisson_blend, images, last.generated, batch_masks)))
             names = [f"{i:04d}_{files[i].stem}" + f"_{sample}" * (args.samples > 1) for i in numbers]
-            rows += write_results(args, names, images, batch_masks, last, blended, out_dir, search_dir)
+            rows += write_results(args, names, images, known, batch_masks, last, blended, out_dir, search_dir)
             finals.append(blended)
             zs.append(last.z)
         if args.samples > 1:
-            views = {"masked": images * batch_masks, **{f"sample {i}": final for i, final in enumerate(finals)}}
+            views = {"masked": known, **{f"sample {i}": final for i, final in enumerate(finals)}}
             utils.write_image(search_dir.parent / "samples.png", utils.labelled_rows(views))
 
     np.save(out_dir / "z.npy", np.concatenate(zs))
@@ -211,7 +223,7 @@ def complete(args):
     print(f"{out_dir}: {len(files)} images; mean " + ", ".join(f"{name} {value:.4g}" for name, value in means.items()))
 
 
-def follow(states, images, batch_masks, numbers, search_dir, log_dir):
+def follow(states, images, known, numbers, search_dir, log_dir):
     """Write what the search of one batch comes to as it goes on, and return its last state.
 
     Grids of the batch, a log for each image, by its number, and a film go to `search_dir`, means to `log_dir` for
@@ -222,7 +234,7 @@ def follow(states, images, batch_masks, numbers, search_dir, log_dir):
     for folder in ("logs", "hats_imgs", "completed"):
         (search_dir / folder).mkdir(parents=True)
     utils.write_image(search_dir / "before.png", utils.image_grid(images))
-    utils.write_image(search_dir / "masked.png", utils.image_grid(images * batch_masks))
+    utils.write_image(search_dir / "masked.png", utils.image_grid(known))
     frames = []
     bar = tqdm(unit="it", desc=search_dir.name, dynamic_ncols=True)
     with bar, tf.summary.create_file_writer(str(log_dir)).as_default():
@@ -246,14 +258,13 @@ def follow(states, images, batch_masks, numbers, search_dir, log_dir):
     return state
 
 
-def write_results(args, names, images, batch_masks, last, blended, out_dir, search_dir):
+def write_results(args, names, images, known, batch_masks, last, blended, out_dir, search_dir):
     """Write the pictures of each image and a summary of all; returns their rows of metrics.csv."""
-    views = {"original": images, "masked": images * batch_masks, "generated": last.generated}
+    views = {"original": images, "masked": known, "generated": last.generated}
     views |= {"composite": last.completed, "blended": blended}
-    if args.maskType == "alpha":
-        del views["original"]
-    if args.blend == "none":
-        del views["blended"]
+    for view, wanted in (("original", args.maskType != "alpha"), ("blended", args.blend != "none")):
+        if not wanted:
+            del views[view]
     utils.write_image(search_dir / "summary.png", utils.labelled_rows(views))
 
     rows = []

@@ -67,6 +67,14 @@ def read_alpha(path, size):
     return known_after_resize(np.asarray(image.convert("RGBA"))[..., 3] < 255, size)
 
 
+def pixelate(images):
+    """What "lowres" knows of images (N, H, W, C): the means of `LOWRES` x `LOWRES` squares, at full size."""
+    count, size, _, channels = images.shape
+    side = size // LOWRES
+    means = images.reshape(count, LOWRES, side, LOWRES, side, channels).mean((2, 4))
+    return means.repeat(side, 1).repeat(side, 2)
+
+
 def neighbour_weights(mask, window=7):
     """How much each known pixel counts: the share of its `window` x `window` neighbourhood that is missing.
 

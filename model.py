@@ -306,7 +306,7 @@ class DCGAN:
         hmc_eps=0.001,
         hmc_l=100,
         hmc_anneal=1.0,
-        interval=50,
+        interval=20,
         seed=0,
     ):
         """Fill the unknown part of `images`; yields a Completion at the start, each `interval` iterations and the end.

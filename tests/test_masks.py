@@ -93,6 +93,15 @@ def test_mask_files(save_image):
     assert masks.read_alpha(save_image("rgb.png", rgba[..., :3]), 32).all()
 
 
+def test_pixelate_is_what_the_loss_compares():
+    from ops import mean_pool
+
+    images = RNG.uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
+    known = masks.pixelate(images)
+    assert known.shape == images.shape and len(np.unique(known[0, ..., 0])) == 64
+    np.testing.assert_allclose(mean_pool(known, 2), mean_pool(images, 2), atol=1e-6)
+
+
 def test_weights_against_a_direct_double_loop():
     mask = (RNG.random((12, 12, 1)) < 0.6).astype(np.float32)
     expected = np.zeros((12, 12))

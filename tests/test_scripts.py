@@ -306,6 +306,7 @@ def test_training_errors(trained, tmp_path, broken, flags, words):
         (["images/0.png", "--mask", "black.png", "--maskType", "left"], ["--maskType", "--mask"]),
         (["images/0.png", "--maskType", "alpha"], ["images/0.png", "no image to complete"]),
         (["images/0.png", "--nIter", "0"], ["--nIter", "from 1"]),
+        (["images/0.png", "--window", "4"], ["--window 4", "odd"]),
         (["images/0.png", "--lr", "-1"], ["--lr", "above 0"]),
         (["images/0.png", "--checkpointDir", "odd"], ["odd/config.json", "train-dcgan.py"]),
         (["images/0.png", "--checkpointDir", "odd2"], ["odd2/config.json", "train-dcgan.py"]),
