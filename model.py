@@ -356,6 +356,7 @@ class DCGAN:
 
     @tf.function
     def compiled_losses(self, z, images, weights, pool):
+        """`completion_losses` as one compiled function."""
         return self.completion_losses(z, images, weights, pool)
 
     def total_losses(self, z, images, weights, pool, lam):
