@@ -1,10 +1,35 @@
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 import utils
 
+ROOT = Path(__file__).resolve().parents[1]
 TINY = dict(image_size=16, c_dim=3, z_dim=5, gf_dim=8, df_dim=8)
+
+
+def command(script, *arguments):
+    return [sys.executable, str(ROOT / script), *map(str, arguments)]
+
+
+def run(script, *arguments, cwd=None, status=0):
+    """Run a script as a user does, to the exit status that is expected; returns what it printed."""
+    done = subprocess.run(command(script, *arguments), cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == status, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def one_line(done, *words):
+    """Check that a script said what is wrong in one line of standard error, with `words`, after what it skipped."""
+    lines = done.stderr.strip().splitlines()
+    for word in words:
+        assert word in lines[-1]
+    assert all(line.startswith("skipped") for line in lines[:-1])
 
 
 @pytest.fixture

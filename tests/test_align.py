@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import functools
 import multiprocessing
 import os
 import shutil
@@ -16,12 +17,12 @@ import dlib
 import numpy as np
 import pytest
 import skimage.data
+from conftest import ROOT, one_line, run
 from PIL import Image
 
 import align
 import utils
 
-ROOT = Path(__file__).resolve().parents[1]
 ASTRONAUT = skimage.data.astronaut()  # (512, 512, 3); her face, and below it what dlib takes for a second one
 PORTRAIT = ASTRONAUT[:240, 100:340].copy()  # her face alone
 NOISE = np.random.default_rng(0).integers(0, 256, (90, 80, 3), np.uint8)
@@ -32,12 +33,7 @@ def models():
     return align.load_models(align.find_predictor())
 
 
-def run(*arguments, cwd=None, status=0):
-    command = [sys.executable, ROOT / "align.py", *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
-    assert done.returncode == status, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done
+run = functools.partial(run, "align.py")
 
 
 @pytest.fixture
@@ -534,13 +530,6 @@ def test_record_cut_short(tmp_path):
     (tmp_path / "align.csv").write_bytes(text + text.splitlines(keepends=True)[-2] + text.splitlines()[-1][:-5])
     (row,) = align.read_record(tmp_path / "align.csv")["q"]
     assert row["output"] == "q_0.png"
-
-
-def one_line(done, *words):
-    lines = done.stderr.strip().splitlines()
-    for word in words:
-        assert word in lines[-1]
-    assert all(line.startswith("skipped") for line in lines[:-1])
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT, command, one_line, run
 from PIL import Image, ImageSequence
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -21,19 +21,7 @@ import masks
 import metrics
 import utils
 
-ROOT = Path(__file__).resolve().parents[1]
 TINY_FLAGS = "--image_size 16 --z_dim 5 --gf_dim 8 --df_dim 8 --batch_size 4".split()
-
-
-def command(script, *arguments):
-    return [sys.executable, str(ROOT / script), *map(str, arguments)]
-
-
-def run(script, *arguments, cwd=None, status=0):
-    done = subprocess.run(command(script, *arguments), cwd=cwd, capture_output=True, text=True)
-    assert done.returncode == status, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done
 
 
 def checkpoint_step(directory):
@@ -252,13 +240,6 @@ def test_help_does_not_wait_for_tensorflow(script):
     """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "usage" in done.stdout
-
-
-def one_line(done, *words):
-    lines = done.stderr.strip().splitlines()
-    for word in words:
-        assert word in lines[-1]
-    assert all(line.startswith("skipped") for line in lines[:-1])
 
 
 @pytest.mark.parametrize(
