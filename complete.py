@@ -101,7 +101,7 @@ def find_model(checkpoint_dir):
     """The checkpoint directory to use: the one asked for, else the user's own, else the shipped one."""
     candidates = [Path(checkpoint_dir)] if checkpoint_dir else [Path("checkpoints/mine"), SHIPPED]
     for candidate in candidates:
-        if (candidate / "checkpoint").is_file():
+        if utils.find_checkpoints(candidate):
             return candidate
     flag = f" {checkpoint_dir}: holds no model" if checkpoint_dir else ": no model found in checkpoints/mine"
     raise utils.UserError(f"--checkpointDir{flag}; train one with train-dcgan.py, or name another folder")

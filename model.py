@@ -9,6 +9,7 @@
 Images are float32 (N, H, W, C) in [-1, 1], masks float32 (N, H, W, 1) with 1 = known and 0 = to fill.
 """
 
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -189,8 +190,8 @@ class DCGAN:
         batch_size = min(batch_size, len(images))
         self.prepare_training(learning_rate, beta1)
         manager = tf.train.CheckpointManager(self.training_state(), checkpoint_dir, max_to_keep=3)
-        if manager.latest_checkpoint:
-            restore(manager.checkpoint, manager.latest_checkpoint).assert_consumed()
+        if resumed := bool(utils.find_checkpoints(checkpoint_dir)):
+            restore(manager.checkpoint, checkpoint_dir).assert_consumed()
             for optimizer in (self.d_optimizer, self.g_optimizer):
                 optimizer.learning_rate.assign(learning_rate)  # the checkpoint held the earlier run's
         step, done, seen = (int(variable) for variable in (self.step, self.epoch, self.seen))
@@ -202,7 +203,7 @@ class DCGAN:
             Path(directory).mkdir(parents=True, exist_ok=True)
         config = {"architecture": self.architecture, "training": settings}
         utils.write_json(Path(checkpoint_dir) / "config.json", config)
-        if not manager.latest_checkpoint:
+        if not resumed:
             save(manager, step)
 
         train_step = tf.function(self.train_step)
@@ -231,6 +232,7 @@ class DCGAN:
                     if step % SAMPLES_EVERY == 0 or step == 1 or done == epoch:
                         self.write_samples(Path(sample_dir) / f"{name}_{step:06d}.png", step, seed)
                     if not seen or stop or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                        self.check_finite(step, outputs, checkpoint_dir)
                         self.epoch.assign(done)
                         self.seen.assign(seen)
                         save(manager, step)
@@ -238,6 +240,17 @@ class DCGAN:
                     if stop:
                         break
         return stop[0] if stop else None
+
+    def check_finite(self, step, outputs, checkpoint_dir):
+        """Raise utils.UserError if a loss or a weight is NaN or infinite, so that none reaches a checkpoint."""
+        values = {name: outputs[name] for name in ("d_loss", "g_loss")}
+        values |= {v.path: v for net in (self.generator, self.discriminator) for v in net.variables}
+        for name, value in values.items():
+            if not np.isfinite(value).all():
+                raise utils.UserError(
+                    f"--learning_rate: {name} is not finite at step {step}, training has diverged; the same command "
+                    f"with a smaller one goes on from {utils.find_checkpoints(checkpoint_dir)[0]}"
+                )
 
     def report(self, step, outputs, bar):
         """Show what the step returned in TensorBoard and on the progress bar, when its turn has come."""
@@ -445,31 +458,38 @@ class DCGAN:
         Raises utils.UserError, naming the file, where there is none or it is damaged.
         """
         dcgan = cls(**utils.read_config(checkpoint_dir)["architecture"])
-        path = tf.train.latest_checkpoint(checkpoint_dir)
-        if not path:
-            raise utils.UserError(f"{checkpoint_dir}: holds no checkpoint; train one with train-dcgan.py")
-        restore(tf.train.Checkpoint(networks=dcgan.inference_state(), step=dcgan.step), path).expect_partial()
+        state = tf.train.Checkpoint(networks=dcgan.inference_state(), step=dcgan.step)
+        restore(state, checkpoint_dir).expect_partial()
         dcgan.refresh_average()
         return dcgan
 
 
-def restore(checkpoint, path):
-    """Read a checkpoint; whatever is wrong with it becomes a utils.UserError that names it."""
-    try:
-        status = checkpoint.restore(path)
-        status.assert_existing_objects_matched()
-        return status
-    except (AssertionError, ValueError) as error:
-        raise utils.UserError(f"{path}: its networks are not those of the config.json beside it") from error
-    except (tf.errors.OpError, IndexError) as error:
-        reason = str(error).splitlines()[0]
-        raise utils.UserError(f"{path}: cannot be read ({reason}); choose another directory") from error
+def restore(checkpoint, checkpoint_dir):
+    """Read the newest good checkpoint of a directory; each that is damaged is named on standard error.
+
+    Raises utils.UserError if there is none, or if it holds other networks than config.json says.
+    """
+    for path in utils.find_checkpoints(checkpoint_dir):
+        try:
+            status = checkpoint.restore(path)
+            status.assert_existing_objects_matched()
+            return status
+        except (AssertionError, ValueError) as error:
+            raise utils.UserError(f"{path}: its networks are not those of the config.json beside it") from error
+        except (tf.errors.OpError, IndexError) as error:
+            print(f"skipped {path}: damaged ({str(error).splitlines()[0]})", file=sys.stderr)
+    raise utils.UserError(f"{checkpoint_dir}: holds no readable checkpoint; choose another directory, or train anew")
 
 
 def save(manager, step):
-    """Write a checkpoint numbered by its step; raise utils.UserError where the disk does not take it."""
+    """Write a checkpoint numbered by its step; raise utils.UserError, leaving nothing half-written, if that fails."""
     try:
         manager.save(checkpoint_number=step)
     except tf.errors.OpError as error:
+        for path in Path(manager.directory).glob(f"ckpt-{step}_temp*"):
+            shutil.rmtree(path, ignore_errors=True)
         reason = error.message.splitlines()[0]
-        raise utils.UserError(f"{manager.directory}: step {step} could not be saved ({reason})") from error
+        raise utils.UserError(
+            f"{manager.directory}: step {step} could not be saved ({reason}); is the disk full? "
+            "With more room the same command goes on from the checkpoint before"
+        ) from error

@@ -52,7 +52,7 @@ def parse_args():
 
 def settings(args):
     """The settings of this run: the flags given, then what the model was trained with, then the defaults."""
-    resumed = (Path(args.checkpoint_dir) / "checkpoint").exists()
+    resumed = bool(utils.find_checkpoints(args.checkpoint_dir))
     saved = utils.read_config(args.checkpoint_dir) if resumed else {"architecture": {}, "training": {}}
     config = {}
     for part, defaults in DEFAULTS.items():

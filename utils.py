@@ -207,6 +207,12 @@ def write_json(path, content):
     os.replace(draft, path)
 
 
+def find_checkpoints(checkpoint_dir):
+    """The checkpoints in a directory, as TensorFlow names them (".../ckpt-STEP"), the newest first."""
+    found = [path.with_suffix("") for path in Path(checkpoint_dir).glob("ckpt-*.index")]
+    return [str(path) for path in sorted(found, key=lambda path: int("0" + path.name[5:]), reverse=True)]
+
+
 def read_config(checkpoint_dir):
     """The config.json of a checkpoint directory: a dict of the dicts "architecture" and "training".
 

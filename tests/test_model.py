@@ -484,7 +484,7 @@ def test_checkpoint_round_trip(tiny_dcgan, tmp_path):
     before = trained(tiny_dcgan, tmp_path)
     after = DCGAN(**TINY, ema=0.9)
     after.prepare_training(0.01, 0.5)
-    model.restore(after.training_state(), tf.train.latest_checkpoint(tmp_path)).assert_consumed()
+    model.restore(after.training_state(), tmp_path).assert_consumed()
     assert int(after.step) == 2
     for name in ("generator", "discriminator", "averaged", "d_optimizer", "g_optimizer"):
         theirs, ours = getattr(before, name).variables, getattr(after, name).variables
@@ -507,14 +507,42 @@ def test_load_for_completion(tiny_dcgan, tmp_path):
     np.testing.assert_allclose(after.discriminator(x), before.discriminator(x), atol=1e-5)
 
 
-def test_damaged_checkpoint_is_named(tiny_dcgan, tmp_path):
-    trained(tiny_dcgan, tmp_path)
-    data = tmp_path / "ckpt-2.data-00000-of-00001"
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tiny_dcgan, tmp_path, capsys):
+    trained(tiny_dcgan, tmp_path, steps=2)
+    trained(tiny_dcgan, tmp_path, steps=10)
+    data = tmp_path / "ckpt-10.data-00000-of-00001"
     content = data.read_bytes()
-    for damaged in (content[: len(content) // 2], b"\0" * len(content)):
-        data.write_bytes(damaged)
-        with pytest.raises(utils.UserError, match="ckpt-2.*cannot be read"):
-            DCGAN.load(tmp_path)
     (tmp_path / "checkpoint").unlink()
-    with pytest.raises(utils.UserError, match="holds no checkpoint"):
+    for damaged in (content[: len(content) // 2], b"\0" * len(content), None):
+        data.write_bytes(damaged) if damaged else data.unlink()
+        assert int(DCGAN.load(tmp_path).step) == 2
+        assert f"skipped {tmp_path}/ckpt-10: damaged" in capsys.readouterr().err
+    (tmp_path / "ckpt-2.index").write_text("")
+    with pytest.raises(utils.UserError, match="holds no readable checkpoint"):
         DCGAN.load(tmp_path)
+
+
+def test_a_diverged_run_stops_before_it_is_saved(folder, tmp_path):
+    train(tmp_path, folder, epoch=1)
+    with pytest.raises(utils.UserError, match="not finite at step.*goes on from .*ckpt-3"):
+        train(tmp_path, folder, epoch=3, learning_rate=1e30)
+    dcgan = DCGAN.load(tmp_path / "checkpoint")
+    assert int(dcgan.step) == 3 and all(np.isfinite(v).all() for v in values(dcgan.generator.variables))
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_behind(tiny_dcgan, tmp_path, monkeypatch):
+    trained(tiny_dcgan, tmp_path)
+    dcgan = tiny_dcgan(ema=0.9)
+    dcgan.prepare_training(0.01, 0.5)
+    manager = tf.train.CheckpointManager(dcgan.training_state(), tmp_path, max_to_keep=3)
+    before = sorted(tmp_path.iterdir())
+
+    def full(checkpoint_number):
+        (tmp_path / f"ckpt-{checkpoint_number}_temp").mkdir()
+        raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+    monkeypatch.setattr(manager, "save", full)
+    with pytest.raises(utils.UserError, match="step 5 could not be saved.*No space left"):
+        model.save(manager, 5)
+    assert sorted(tmp_path.iterdir()) == before
+    assert int(DCGAN.load(tmp_path).step) == 2

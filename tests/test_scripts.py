@@ -300,7 +300,7 @@ def test_completion_errors(trained, tmp_path, broken, flags, words):
     utils.write_image(tmp_path / "black.png", np.zeros((16, 16, 1), np.uint8))
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd/config.json").write_text("{}")
-    (tmp_path / "odd/checkpoint").write_text("")
+    (tmp_path / "odd/ckpt-1.index").write_text("")
     shutil.copytree(tmp_path / "odd", tmp_path / "odd2")
     architecture = dict(image_size="16", c_dim=3, z_dim=5, gf_dim=8, df_dim=8, ema=0.0)
     (tmp_path / "odd2/config.json").write_text(json.dumps({"architecture": architecture, "training": {}}))
@@ -322,14 +322,17 @@ def test_a_checkpoint_of_another_architecture_is_one_line_for_both_scripts(train
     assert json.loads((other / "config.json").read_text()) == config
 
 
-def test_a_damaged_checkpoint_is_one_line_for_both_scripts(trained, tmp_path):
+def test_damaged_checkpoints_are_named_and_older_ones_used(trained, tmp_path):
     damaged = tmp_path / "damaged"
-    damaged.mkdir()
-    for path in (trained / "checkpoints/mine").iterdir():
-        (damaged / path.name).write_bytes(path.read_bytes()[:500])
-    flags = ["--sample_dir", tmp_path / "s", "--log_dir", tmp_path / "l", "--checkpoint_dir", damaged]
-    done = run("train-dcgan.py", "--dataset", trained / "images", *flags, "--epoch", 9, status=2)
-    one_line(done, "ckpt-12", "cannot be read")
+    shutil.copytree(trained / "checkpoints/mine", damaged)
+    (damaged / "ckpt-12.data-00000-of-00001").write_bytes(b"short")
     image = trained / "images/0.png"
-    done = run("complete.py", image, "--checkpointDir", damaged, "--outDir", tmp_path / "o", status=2)
-    one_line(done, "ckpt-12", "cannot be read")
+    flags = ["--sample_dir", tmp_path / "s", "--log_dir", tmp_path / "l", "--checkpoint_dir", damaged]
+    done = run("train-dcgan.py", "--dataset", trained / "images", *flags, "--epoch", 7)
+    assert f"skipped {damaged}/ckpt-12: damaged" in done.stderr and "epoch 7 of 7, step 14" in done.stdout
+    for path in damaged.glob("*.index"):
+        path.write_bytes(b"short")
+    done = run("train-dcgan.py", "--dataset", trained / "images", *flags, "--epoch", 9, status=2)
+    one_line(done, str(damaged), "no readable checkpoint")
+    done = run("complete.py", image, "--checkpointDir", damaged, "--outDir", tmp_path / "o", cwd=tmp_path, status=2)
+    one_line(done, str(damaged), "no readable checkpoint")
