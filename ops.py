@@ -101,8 +101,13 @@ def reestimate_batch_norm(network, batches):
         layer.momentum = decay
 
 
-def use_device():
-    """Let GPU memory grow on demand instead of taking it all at once; returns a line that names the device in use."""
+def use_device(deterministic=False):
+    """Let GPU memory grow on demand instead of taking it all at once; returns a line that names the device in use.
+
+    `deterministic` makes TensorFlow use operations that give the same bits each time.
+    """
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)

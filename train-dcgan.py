@@ -28,6 +28,7 @@ def parse_args():
     add("--sample_dir", metavar="DIR", default="samples", help="where sample grids go (%(default)s)")
     add("--log_dir", metavar="DIR", default="logs", help="where TensorBoard's record goes (%(default)s)")
     add("--cache_mb", type=utils.number(int, 0), metavar="MB", default=1024, help="memory for images (%(default)s)")
+    add("--deterministic", action="store_true", help="the same bits in every run, where TensorFlow can; slower")
 
     group = parser.add_argument_group("settings kept with the model", "a resumed run goes on with them")
     add = group.add_argument
@@ -92,7 +93,7 @@ def train(args):
         from dataset import ImageFolder
         from model import DCGAN
 
-        device = ops.use_device()
+        device = ops.use_device(args.deterministic)
     print(device)
     architecture, training = config["architecture"], config["training"]
     size, channels, seed = architecture["image_size"], architecture["c_dim"], training["seed"]

@@ -13,6 +13,7 @@ import time
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import ROOT, command, one_line, run
 from PIL import Image, ImageSequence
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -83,6 +84,18 @@ def test_resume_goes_on_with_what_the_model_was_trained_with(trained, tmp_path):
     # all ten images are one batch where 64 are asked for
     done = run("train-dcgan.py", *flags, "--epoch", 5, "--batch_size", 64)
     assert "epoch 5 of 5, step 8" in done.stdout
+
+
+def test_deterministic_runs_end_with_the_same_bits(trained, tmp_path):
+    flags = ["--dataset", trained / "images", *TINY_FLAGS, "--ema", 0.9, "--flip", "--deterministic"]
+    for name, epochs in (("whole", [4]), ("parts", [2, 4])):
+        for epoch in epochs:
+            run("train-dcgan.py", *flags, "--epoch", epoch, "--checkpoint_dir", name, cwd=tmp_path)
+    whole, parts = (tf.train.load_checkpoint(str(tmp_path / name / "ckpt-8")) for name in ("whole", "parts"))
+    names = set(whole.get_variable_to_shape_map()) - {"save_counter/.ATTRIBUTES/VARIABLE_VALUE"}
+    assert len(names) > 50
+    for name in names - {"_CHECKPOINTABLE_OBJECT_GRAPH"}:
+        np.testing.assert_array_equal(whole.get_tensor(name), parts.get_tensor(name), err_msg=name)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
