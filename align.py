@@ -243,23 +243,27 @@ def in_parallel(tasks, args):
     """
     context = multiprocessing.get_context("spawn")  # the one way that all systems have
     # Ctrl-C reaches all processes, and only this one is to act on it: what is ignored here, the others inherit
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in stops}
     with concurrent.futures.ProcessPoolExecutor(args.workers, context) as pool:
-        waiting = {pool.submit(align_files, [], args) for _ in range(2 * args.workers)}
+        waiting = {pool.submit(align_files, [], args): [] for _ in range(2 * args.workers)}
         for number, handler in before.items():
             signal.signal(number, handler)
         while waiting:
-            done, waiting = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
+            done, _ = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
             for future in done:
                 try:
                     answer = future.result()
                 except concurrent.futures.process.BrokenProcessPool as error:
+                    for worker in multiprocessing.active_children():
+                        worker.kill()  # they ignore the SIGTERM by which the pool would end them
                     raise utils.UserError(
-                        "a worker process was killed: is there too little memory? The same command goes on from there, "
-                        "with less memory if you add --workers 1"
+                        "a worker process was killed: is there too little memory? --workers 1 needs less; or take away "
+                        f"the photo, one of {', '.join(source for some in waiting.values() for source, _ in some)}"
                     ) from error
+                del waiting[future]
                 if some := list(itertools.islice(tasks, 4)):
-                    waiting.add(pool.submit(align_files, some, args))
+                    waiting[pool.submit(align_files, some, args)] = some
                 yield from answer
 
 
@@ -420,7 +424,7 @@ def align(args):
     summary = ", ".join(f"{counts[kind]} {kind}" for kind in kinds)
     print(f"{output}: {counts['faces']} faces aligned in {counts['aligned']} photos, {summary}")
     if received:
-        print("stopped; the same command goes on from there")
+        print(f"stopped; the same command {'starts again' if args.overwrite else 'goes on from there'}")
         return 128 + received[0]
     if not counts["aligned"] + counts["already done"]:
         why = ", ".join(f"{counts[kind]} {kind}" for kind in kinds if counts[kind])

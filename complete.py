@@ -91,7 +91,7 @@ def main():
     parser, args = parse_args()
     try:
         complete(args)
-    except utils.UserError as error:
+    except (utils.UserError, OSError) as error:  # OSError: such as a disk that is full
         parser.error(str(error))
     except KeyboardInterrupt:
         return 130
@@ -138,8 +138,9 @@ def find_mask(args, path, number, size):
         return masks.check(masks.read_mask(args.mask, size), f"--mask {args.mask}")
     if args.maskDir:
         found = [mask for mask in utils.find_images(args.maskDir) if mask.stem == path.stem]
-        if not found:
-            raise utils.UserError(f"--maskDir {args.maskDir}: holds no mask named {path.stem}, for {path}")
+        if len(found) != 1:
+            count = f"{len(found)} masks" if found else "no mask"
+            raise utils.UserError(f"--maskDir {args.maskDir}: holds {count} named {path.stem}, for {path}")
         return masks.check(masks.read_mask(found[0], size), f"--maskDir {found[0]}")
     if args.maskType == "alpha":
         return masks.read_alpha(path, size)
@@ -254,6 +255,7 @@ def follow(states, images, known, numbers, search_dir, log_dir):
             bar.set_postfix({name: f"{values.mean():.4g}" for name, values in losses.items()}, refresh=False)
             bar.update(state.iteration - bar.n)
     durations = [100] * (len(frames) - 1) + [2000]  # ms, so that the result stays to be looked at
+    frames = [frame.squeeze(-1) if frame.shape[-1] == 1 else frame for frame in frames]
     iio.imwrite(search_dir / "completion.gif", frames, duration=durations, loop=0)
     return state
 

@@ -199,6 +199,8 @@ class DCGAN:
             return None
         if seen + batch_size > len(images):  # there are fewer images than there were, or larger batches
             done, seen = done + 1, 0
+            self.epoch.assign(done)
+            self.seen.assign(seen)
         for directory in (checkpoint_dir, sample_dir):
             Path(directory).mkdir(parents=True, exist_ok=True)
         config = {"architecture": self.architecture, "training": settings}

@@ -59,6 +59,7 @@ def contextual_loss(generated, images, weights):
     `generated` and `images` are (N, H, W, C) in [-1, 1]; `weights` (N, H, W, 1) are the mask, 1 = known, or say how
     much each known pixel counts. Returns (N,).
     """
+    images = tf.where(weights > 0, images, 0.0)  # whatever is under the hole, NaN too, has no say
     return tf.reduce_sum(tf.abs(weights * generated - weights * images), axis=[-3, -2, -1])
 
 

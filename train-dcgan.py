@@ -72,7 +72,7 @@ def main():
     parser, args = parse_args()
     try:
         return train(args)
-    except utils.UserError as error:
+    except (utils.UserError, OSError) as error:  # OSError: such as a disk that is full
         parser.error(str(error))
     except KeyboardInterrupt:
         return 130

@@ -209,8 +209,8 @@ def write_json(path, content):
 
 def find_checkpoints(checkpoint_dir):
     """The checkpoints in a directory, as TensorFlow names them (".../ckpt-STEP"), the newest first."""
-    found = [path.with_suffix("") for path in Path(checkpoint_dir).glob("ckpt-*.index")]
-    return [str(path) for path in sorted(found, key=lambda path: int("0" + path.name[5:]), reverse=True)]
+    found = [path.with_suffix("") for path in Path(checkpoint_dir).glob("ckpt-*.index") if path.stem[5:].isdigit()]
+    return [str(path) for path in sorted(found, key=lambda path: int(path.name[5:]), reverse=True)]
 
 
 def read_config(checkpoint_dir):

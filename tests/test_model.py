@@ -420,12 +420,14 @@ def test_an_image_does_not_depend_on_its_batch(tiny_dcgan, approach):
         np.testing.assert_allclose(apart.z, together.z[part], atol=1e-4)
 
 
-def test_hidden_pixels_never_matter(tiny_dcgan):
+@pytest.mark.parametrize("hidden", [-1.0, np.nan])
+def test_hidden_pixels_never_matter(tiny_dcgan, hidden):
     dcgan = tiny_dcgan()
     y, mask = images(2), center_hole(2)
-    a, b = (complete(dcgan, x, mask, candidates=20)[-1] for x in (y, np.where(mask, y, -y)))
+    other = np.where(mask, y, np.float32(hidden))
+    a, b = (complete(dcgan, x, mask, candidates=20)[-1] for x in (y, other))
     np.testing.assert_array_equal(a.completed, b.completed)
-    refined = [dcgan.refine(x, mask, a.z, 2) for x in (y, np.where(mask, y, -y))]
+    refined = [dcgan.refine(x, mask, a.z, 2) for x in (y, other)]
     np.testing.assert_array_equal(*refined)
 
 

@@ -183,6 +183,15 @@ def test_complete_one_grey_image_of_another_size_in_several_ways(trained, tmp_pa
     }
 
 
+def test_a_model_of_grey_images_from_training_to_film(trained, tmp_path):
+    flags = ["--dataset", trained / "images", *TINY_FLAGS, "--c_dim", 1, "--epoch", 1]
+    run("train-dcgan.py", *flags, cwd=tmp_path)
+    run("complete.py", trained / "images", *FEW, cwd=tmp_path)
+    assert pixels(tmp_path / "completions/final/0000_0.png").shape == (16, 16)
+    with Image.open(tmp_path / "completions/completion.gif") as gif:
+        assert gif.size == (8 * 16, 2 * 16)
+
+
 def test_complete_what_is_transparent_whatever_is_there(trained, tmp_path, save_image):
     """Nothing under the hole matters, also where the photo is made smaller, and no truth is invented."""
     rgba = np.random.default_rng(0).integers(0, 256, (128, 128, 4), np.uint8)
@@ -297,6 +306,7 @@ def test_training_errors(trained, tmp_path, broken, flags, words):
         (["images/0.png", "--mask", "broken.png"], ["broken.png", "not a readable image"]),
         (["images/0.png", "--mask", "black.png"], ["--mask black.png", "no hole"]),
         (["images/0.png", "--maskDir", "empty"], ["--maskDir empty", "no mask named 0"]),
+        (["images/0.png", "--maskDir", "two"], ["--maskDir two", "2 masks named 0"]),
         (["images/0.png", "--mask", "black.png", "--maskType", "left"], ["--maskType", "--mask"]),
         (["images/0.png", "--maskType", "alpha"], ["images/0.png", "no image to complete"]),
         (["images/0.png", "--nIter", "0"], ["--nIter", "from 1"]),
@@ -311,6 +321,9 @@ def test_completion_errors(trained, tmp_path, broken, flags, words):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     utils.write_image(tmp_path / "black.png", np.zeros((16, 16, 1), np.uint8))
+    for folder in ("two/a", "two/b"):
+        (tmp_path / folder).mkdir(parents=True)
+        shutil.copy(tmp_path / "black.png", tmp_path / folder / "0.png")
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd/config.json").write_text("{}")
     (tmp_path / "odd/ckpt-1.index").write_text("")
