@@ -460,12 +460,7 @@ def parse_args():
 
 def main():
     parser, args = parse_args()
-    try:
-        return align(args)
-    except (utils.UserError, OSError) as error:  # OSError: such as a disk that is full
-        parser.error(str(error))
-    except KeyboardInterrupt:
-        return 130
+    return parser.run(align, args)
 
 
 if __name__ == "__main__":

@@ -89,12 +89,7 @@ def parse_args():
 
 def main():
     parser, args = parse_args()
-    try:
-        complete(args)
-    except (utils.UserError, OSError) as error:  # OSError: such as a disk that is full
-        parser.error(str(error))
-    except KeyboardInterrupt:
-        return 130
+    return parser.run(complete, args)
 
 
 def find_model(checkpoint_dir):

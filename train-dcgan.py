@@ -70,12 +70,7 @@ def settings(args):
 
 def main():
     parser, args = parse_args()
-    try:
-        return train(args)
-    except (utils.UserError, OSError) as error:  # OSError: such as a disk that is full
-        parser.error(str(error))
-    except KeyboardInterrupt:
-        return 130
+    return parser.run(train, args)
 
 
 def train(args):

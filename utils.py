@@ -32,6 +32,15 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
+    def run(self, work, args):
+        """Do `work(args)`, a script's, and return its exit status; what a user can mend ends it by `error`."""
+        try:
+            return work(args)
+        except (UserError, OSError) as error:  # OSError: such as a disk that is full
+            self.error(str(error))
+        except KeyboardInterrupt:
+            return 130
+
 
 def number(kind, low, high=math.inf, above=False):
     """An argparse `type` for an `int` or `float` from `low` (or `above` it) to `high`."""
