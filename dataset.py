@@ -46,6 +46,7 @@ class ImageFolder:
                 self.images[new] = self.images[old]
             self.images = self.images[: len(good)]
         self.paths = [self.paths[i] for i in good]
+        self.broken, self.error = set(), None  # since then
 
     def __len__(self):
         return len(self.paths)
@@ -68,21 +69,32 @@ class ImageFolder:
             return utils.UserError(f"{self.paths[i]}: not a readable image ({error})")
 
     def read(self, i):
-        """Image `i` as uint8 (H, W, C); where its file broke since it was checked, that is said and the next serves."""
+        """Image `i` as uint8 (H, W, C); where its file broke since it was checked, that is said and the next serves.
+
+        Raises UserError if more than a tenth of the images broke.
+        """
         if self.images is not None:
             return self.images[i]
-        for j in range(i, i + len(self)):
+        while True:
             try:
-                return self._decode(j % len(self))
+                return self._decode(i)
             except utils.UserError as error:
-                tqdm.write(f"skipped {error}", file=sys.stderr)
-        raise RuntimeError("no image of the data set can be read any more")
+                if i not in self.broken:
+                    tqdm.write(f"skipped {error}", file=sys.stderr)
+                self.broken.add(i)
+            if len(self.broken) > len(self) / 10:
+                self.error = utils.UserError(
+                    f"--dataset: {len(self.broken)} of its {len(self)} images can no longer be read, such as "
+                    f"{self.paths[i]}; when they are back, the same command goes on from the newest checkpoint"
+                )
+                raise self.error
+            i = (i + 1) % len(self)
 
     def epoch(self, number, batch_size, seed=0, flip=False, start=0):
-        """The batches of epoch `number` as a tf.data.Dataset of float32 (batch_size, H, W, C) in [-1, 1].
+        """Yield the batches of epoch `number`, float32 tensors (batch_size, H, W, C) in [-1, 1], read ahead by tf.data.
 
         Each image comes once; a last partial batch is dropped. `flip` mirrors about half of them. `start` leaves out as
-        many images as an interrupted run had already seen of this epoch.
+        many images as an interrupted run had already seen of this epoch. Raises UserError as `read` does.
         """
         draws = np.random.default_rng((seed, ord("e"), number))
         order = draws.permutation(len(self))
@@ -97,4 +109,8 @@ class ImageFolder:
 
         batches = tf.data.Dataset.from_tensor_slices((order[start:], flips[start:]))
         batches = batches.batch(batch_size, drop_remainder=True)
-        return batches.map(load, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+        batches = batches.map(load, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+        try:
+            yield from batches
+        except tf.errors.OpError as error:  # what TensorFlow makes of an error in `read`
+            raise self.error or error from None

@@ -9,7 +9,8 @@
 Images are float32 (N, H, W, C) in [-1, 1], masks float32 (N, H, W, 1) with 1 = known and 0 = to fill.
 """
 
-import shutil
+import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -20,12 +21,14 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+import metrics
 import ops
 import search
 import utils
 
 CHECKPOINT_SECONDS = 300
 SCALARS_EVERY, HISTOGRAMS_EVERY, SAMPLES_EVERY = 10, 100, 200  # steps
+EVALUATED_IMAGES, STEPS_BETWEEN_EVALUATIONS = 2048, 100
 
 
 class Completion(NamedTuple):
@@ -45,16 +48,20 @@ class Completion(NamedTuple):
 class DCGAN:
     """Generator, discriminator, their losses, one training step, one completion step."""
 
-    def __init__(self, image_size, c_dim, z_dim, gf_dim, df_dim, ema=0.0):
+    def __init__(self, image_size, c_dim, z_dim, gf_dim, df_dim, ema=0.0, precision="float32"):
         """Build both networks with fresh weights.
 
         `image_size` is a power of two of at least 16, `c_dim` 1 or 3; `gf_dim` and `df_dim` are the channels of the
         widest spatial layer. `ema` above 0 keeps a moving average of the generator's weights with that decay.
+        `precision` is what the layers compute in: "float32", "mixed_bfloat16" or "mixed_float16"; weights, images and
+        logits are float32. Made in the scope of a `tf.distribute` strategy, it trains on all its replicas.
         """
         self.architecture = dict(image_size=image_size, c_dim=c_dim, z_dim=z_dim, gf_dim=gf_dim, df_dim=df_dim, ema=ema)
         self.image_size, self.c_dim, self.z_dim, self.ema = image_size, c_dim, z_dim, ema
-        self.generator = self.build_generator(gf_dim)
-        self.discriminator = self.build_discriminator(df_dim)
+        self.precision, self.strategy = precision, tf.distribute.get_strategy()
+        with ops.precision(precision):
+            self.generator = self.build_generator(gf_dim)
+            self.discriminator = self.build_discriminator(df_dim)
         self.averaged = keras.models.clone_model(self.generator) if ema else None
         if ema:
             self.averaged.set_weights(self.generator.get_weights())
@@ -78,7 +85,7 @@ class DCGAN:
         layers += [ops.batch_norm("g_bn0"), ops.relu()]
         for i, filters in enumerate(others, start=1):
             layers += [ops.conv2d_transpose(filters, f"g_h{i}"), ops.batch_norm(f"g_bn{i}"), ops.relu()]
-        layers += [ops.conv2d_transpose(self.c_dim, f"g_h{len(others) + 1}", activation="tanh")]
+        layers += [ops.conv2d_transpose(self.c_dim, f"g_h{len(others) + 1}"), ops.tanh()]
         return keras.Sequential(layers, name="generator")
 
     def build_discriminator(self, df_dim):
@@ -88,7 +95,7 @@ class DCGAN:
             layers += [ops.conv2d(filters, f"d_h{i}_conv")]
             layers += [ops.batch_norm(f"d_bn{i}")] if i else []
             layers += [ops.lrelu()]
-        layers += [keras.layers.Flatten(), ops.linear(1, f"d_h{i}_lin")]
+        layers += [keras.layers.Flatten(), ops.linear(1, f"d_h{i}_lin", dtype="float32")]
         return keras.Sequential(layers, name="discriminator")
 
     @property
@@ -100,10 +107,8 @@ class DCGAN:
 
     @staticmethod
     def discriminator_losses(real_logits, fake_logits):
-        """-log D(x) and -log(1 - D(G(z))), each the mean over its batch (Goodfellow et al. 2014, equation 1)."""
-        d_loss_real = tf.reduce_mean(ops.sigmoid_cross_entropy(real_logits, 1))
-        d_loss_fake = tf.reduce_mean(ops.sigmoid_cross_entropy(fake_logits, 0))
-        return d_loss_real, d_loss_fake
+        """-log D(x) and -log(1 - D(G(z))) of each image, (N,) each (Goodfellow et al. 2014, equation 1)."""
+        return ops.sigmoid_cross_entropy(real_logits, 1), ops.sigmoid_cross_entropy(fake_logits, 0)
 
     @staticmethod
     def generator_loss(fake_logits):
@@ -125,76 +130,108 @@ class DCGAN:
     # training
 
     def prepare_training(self, learning_rate, beta1):
-        """Make the optimizers, with the epsilon of the reference's TensorFlow."""
-        self.d_optimizer = keras.optimizers.Adam(learning_rate, beta_1=beta1, epsilon=1e-8)
-        self.g_optimizer = keras.optimizers.Adam(learning_rate, beta_1=beta1, epsilon=1e-8)
-        # their slots must exist before a checkpoint is restored into them
-        self.d_optimizer.build(self.discriminator.trainable_variables)
-        self.g_optimizer.build(self.generator.trainable_variables)
+        """Make the optimizers."""
+        with self.strategy.scope():
+            self.d_optimizer, self.g_optimizer = (
+                ops.adam(learning_rate, beta1, scale_loss=self.precision == "mixed_float16") for _ in range(2)
+            )
+            # their slots must exist before a checkpoint is restored into them
+            self.d_optimizer.build(self.discriminator.trainable_variables)
+            self.g_optimizer.build(self.generator.trainable_variables)
 
     def train_step(self, images, z):
-        """One update of the discriminator, then two of the generator, on the same z (Amos 2016, step 2).
+        """One step on a batch of which each replica takes its share.
 
         Returns the scalars d_loss, d_loss_real, d_loss_fake, g_loss (before the second update) and the probabilities
-        d, d_ (N, 1) that D gave to the real and the generated images.
+        d, d_ (N, 1) that D gave to the real and the generated images, all of the whole batch.
         """
+        losses, probabilities = self.strategy.run(self.update_networks, args=(images, z))
+        if self.averaged is not None:
+            weights = self.averaged.trainable_variables, self.generator.trainable_variables
+            ops.moving_average_update(*weights, self.step, self.ema)
+        self.step.assign_add(1)
+        losses = {name: self.strategy.reduce("SUM", loss, axis=None) for name, loss in losses.items()}
+        return losses | {
+            name: tf.concat(self.strategy.experimental_local_results(d), axis=0) for name, d in probabilities.items()
+        }
+
+    def update_networks(self, images, z):
+        """One update of the discriminator, then two of the generator, on the same z (Amos 2016, step 2)."""
+        images, z = ops.replica_share(images), ops.replica_share(z)
         with tf.GradientTape() as g_tape:
             fakes = self.generator(z, training=True)
 
         with tf.GradientTape() as d_tape:
             real_logits = self.discriminator(images, training=True)
             fake_logits = self.discriminator(tf.stop_gradient(fakes), training=True)
-            d_loss_real, d_loss_fake = self.discriminator_losses(real_logits, fake_logits)
+            d_loss_real, d_loss_fake = map(ops.batch_mean, self.discriminator_losses(real_logits, fake_logits))
             d_loss = d_loss_real + d_loss_fake
         self.update(self.d_optimizer, self.discriminator, d_tape, d_loss)
 
         with g_tape:  # records on: G has not changed, so its first update shares G(z) with D's
-            g_loss = tf.reduce_mean(self.generator_loss(self.discriminator(fakes, training=True)))
+            g_loss = ops.batch_mean(self.generator_loss(self.discriminator(fakes, training=True)))
         self.update(self.g_optimizer, self.generator, g_tape, g_loss)
 
         with tf.GradientTape() as g_tape:
             fakes = self.generator(z, training=True)
-            g_loss = tf.reduce_mean(self.generator_loss(self.discriminator(fakes, training=True)))
+            g_loss = ops.batch_mean(self.generator_loss(self.discriminator(fakes, training=True)))
         self.update(self.g_optimizer, self.generator, g_tape, g_loss)
 
-        if self.averaged is not None:
-            weights = self.averaged.trainable_variables, self.generator.trainable_variables
-            ops.moving_average_update(*weights, self.step, self.ema)
-        self.step.assign_add(1)
-        return {
-            "d_loss": d_loss,
-            "d_loss_real": d_loss_real,
-            "d_loss_fake": d_loss_fake,
-            "g_loss": g_loss,
-            "d": tf.sigmoid(real_logits),
-            "d_": tf.sigmoid(fake_logits),
-        }
+        losses = {"d_loss": d_loss, "d_loss_real": d_loss_real, "d_loss_fake": d_loss_fake, "g_loss": g_loss}
+        return losses, {"d": tf.sigmoid(real_logits), "d_": tf.sigmoid(fake_logits)}
 
     @staticmethod
     def update(optimizer, network, tape, loss):
         """Apply one step of `optimizer` to the trainable variables of `network` alone."""
+        with tape:
+            loss = optimizer.scale_loss(loss)  # which changes it for float16 only
         optimizer.apply(tape.gradient(loss, network.trainable_variables), network.trainable_variables)
 
     def train(
-        self, images, *, epoch, batch_size, learning_rate, beta1, seed, flip, checkpoint_dir, sample_dir, log_dir
+        self,
+        images,
+        *,
+        epoch,
+        batch_size,
+        learning_rate,
+        beta1,
+        seed,
+        flip,
+        checkpoint_dir,
+        sample_dir,
+        log_dir,
+        eval_every=None,
+        jit_compile=False,
     ):
         """Train on `images` (a dataset.ImageFolder) until `epoch` epochs are done, those of earlier runs included.
 
         Goes on from the newest checkpoint of `checkpoint_dir`, and writes one every five minutes, at each epoch's end
-        and when SIGINT, SIGTERM or SIGHUP asks it to stop; config.json beside it says what it was trained with. Writes
-        a sample grid to `sample_dir` every 200 steps and the TensorBoard record to a folder of this run's own below
-        `log_dir`. Returns the signal that ended it, or None. Raises utils.UserError if a checkpoint cannot be read or
-        written.
+        and when SIGINT, SIGTERM or SIGHUP asks it to stop; config.json beside it says what it was trained with. At the
+        end of the run, of each epoch (100 steps apart at least) and every `eval_every` steps it compares samples with
+        real images, and keeps the checkpoint with the nearest in `checkpoint_dir`/best. Writes a sample grid to
+        `sample_dir` every 200 steps and the TensorBoard record to a folder of this run's own below `log_dir`.
+        `jit_compile` compiles the step with XLA, for one replica. Returns the signal that ended it, or None.
+
+        Raises utils.UserError if a checkpoint cannot be read or written, if a loss or a weight is not finite any more,
+        or if too many images can no longer be read.
         """
         settings = dict(batch_size=batch_size, learning_rate=learning_rate, beta1=beta1, seed=seed, flip=flip)
+        settings["precision"] = self.precision
+        config = {"architecture": self.architecture, "training": settings}
         batch_size = min(batch_size, len(images))
+        if batch_size % (replicas := self.strategy.num_replicas_in_sync):
+            raise utils.UserError(
+                f"--batch_size {batch_size}: is not a multiple of the {replicas} GPUs; change it, or choose fewer GPUs "
+                "with CUDA_VISIBLE_DEVICES"
+            )
         self.prepare_training(learning_rate, beta1)
-        manager = tf.train.CheckpointManager(self.training_state(), checkpoint_dir, max_to_keep=3)
+        state = self.training_state()
+        utils.remove_unfinished(checkpoint_dir)
         if resumed := bool(utils.find_checkpoints(checkpoint_dir)):
-            restore(manager.checkpoint, checkpoint_dir).assert_consumed()
+            restore(state, checkpoint_dir).assert_consumed()
             for optimizer in (self.d_optimizer, self.g_optimizer):
-                optimizer.learning_rate.assign(learning_rate)  # the checkpoint held the earlier run's
-        step, done, seen = (int(variable) for variable in (self.step, self.epoch, self.seen))
+                optimizer.learning_rate = learning_rate  # the checkpoint held the earlier run's
+        step, done, seen = (int(v.numpy()) for v in (self.step, self.epoch, self.seen))
         if done >= epoch:
             return None
         if seen + batch_size > len(images):  # there are fewer images than there were, or larger batches
@@ -203,12 +240,11 @@ class DCGAN:
             self.seen.assign(seen)
         for directory in (checkpoint_dir, sample_dir):
             Path(directory).mkdir(parents=True, exist_ok=True)
-        config = {"architecture": self.architecture, "training": settings}
         utils.write_json(Path(checkpoint_dir) / "config.json", config)
         if not resumed:
-            save(manager, step)
+            save(state, checkpoint_dir, step)
 
-        train_step = tf.function(self.train_step)
+        train_step = tf.function(self.train_step, jit_compile=jit_compile)
         per_epoch = len(images) // batch_size
         total = step + (epoch - done) * per_epoch - seen // batch_size
         bar = tqdm(total=total * batch_size, initial=step * batch_size, unit="img", dynamic_ncols=True)
@@ -216,10 +252,14 @@ class DCGAN:
         name = Path(checkpoint_dir).resolve().name
         writer = tf.summary.create_file_writer(str(Path(log_dir) / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"))
         with utils.deferred_signals() as stop, bar, writer.as_default():
+            if resumed:
+                message = f"goes on from step {step}; what an earlier run did after it is done again"
+                tqdm.write(f"{checkpoint_dir}: {message}")
+                tf.summary.text("run", message, step)
             shapes = (batch_size, *images.shape), (batch_size, self.z_dim)
             tf.summary.graph(train_step.get_concrete_function(*map(tf.TensorSpec, shapes)).graph)
-            saved = time.monotonic()
-            self.reported = step, saved
+            saved, evaluated = time.monotonic(), step
+            self.reported, self.shown = (step, saved), {}
             while done < epoch and not stop:
                 for batch in images.epoch(done, batch_size, seed, flip, start=seen):
                     z = ops.random_z((batch_size, self.z_dim), seed, "z", step)
@@ -233,12 +273,17 @@ class DCGAN:
                     self.report(step, {"z": z, **outputs}, bar)
                     if step % SAMPLES_EVERY == 0 or step == 1 or done == epoch:
                         self.write_samples(Path(sample_dir) / f"{name}_{step:06d}.png", step, seed)
-                    if not seen or stop or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    evaluate = done == epoch or not seen and step - evaluated >= STEPS_BETWEEN_EVALUATIONS
+                    evaluate |= bool(eval_every) and step % eval_every == 0
+                    if not seen or stop or evaluate or time.monotonic() - saved > CHECKPOINT_SECONDS:
                         self.check_finite(step, outputs, checkpoint_dir)
                         self.epoch.assign(done)
                         self.seen.assign(seen)
-                        save(manager, step)
+                        save(state, checkpoint_dir, step)
                         saved = time.monotonic()
+                    if evaluate and (distance := self.evaluate(images, step, seed, bar, stop)) is not None:
+                        keep_best(state, Path(checkpoint_dir) / "best", step, config, distance)
+                        evaluated = step
                     if stop:
                         break
         return stop[0] if stop else None
@@ -262,7 +307,8 @@ class DCGAN:
             images_per_second = (step - last) * len(outputs["z"]) / (time.monotonic() - then)
             for name, value in {**losses, "images_per_second": images_per_second}.items():
                 tf.summary.scalar(name, value, step)
-            bar.set_postfix(d_loss=f"{losses['d_loss']:.3f}", g_loss=f"{losses['g_loss']:.3f}", refresh=False)
+            self.shown |= {name: f"{losses[name]:.3f}" for name in ("d_loss", "g_loss")}
+            bar.set_postfix(self.shown, refresh=False)
         if step % HISTOGRAMS_EVERY == 0 or step == 1:
             for name in ("z", "d", "d_"):
                 tf.summary.histogram(name, outputs[name], step)
@@ -273,6 +319,39 @@ class DCGAN:
         grid = utils.image_grid(self.sampler(ops.random_z((64, self.z_dim), seed, "s"), training=False))
         utils.write_image(path, grid)
         tf.summary.image("G", grid[None], step)
+
+    def evaluate(self, images, step, seed, bar, stop):
+        """Compare samples with real images, the same z and images each time, in TensorBoard and the progress line.
+
+        swd: sliced Wasserstein distance, its mean over all levels; ms_ssim: how alike the samples are, which rises
+        when modes collapse. Of the generator, and of the averaged one too. Returns the swd of the sampler; None if
+        `stop` asked to leave.
+        """
+        count = min(EVALUATED_IMAGES, len(images))
+        chosen = np.random.default_rng((seed, ord("r"))).choice(len(images), count, replace=False)
+        real = np.stack([images.read(i) for i in chosen])
+        z = ops.random_z((count, self.z_dim), seed, "e")
+        self.refresh_average()
+        for name, network in {"generator": self.generator, "averaged": self.averaged}.items():
+            if network is None:
+                continue
+            parts = [network(z[i : i + 64], training=False) for i in range(0, count, 64)]
+            generated = utils.to_uint8(np.concatenate(parts))
+            ms_ssim = float(np.mean(ops.ms_ssim(generated, np.roll(generated, 1, axis=0))))
+            distances = {}
+            for side, distance in metrics.sliced_wasserstein(real, generated):
+                if stop:
+                    return None
+                distances[side] = distance
+                tf.summary.scalar(f"swd/{name}_{side}", distance, step)
+            swd = float(np.mean(list(distances.values())))
+            tf.summary.scalar(f"swd/{name}", swd, step)
+            tf.summary.scalar(f"ms_ssim/{name}", ms_ssim, step)
+            levels = ", ".join(f"{side}: {distance:.1f}" for side, distance in distances.items())
+            tqdm.write(f"step {step}, {name}: swd {swd:.2f} ({levels}), ms_ssim {ms_ssim:.3f}")
+        self.shown |= {"swd": f"{swd:.2f}", "ms_ssim": f"{ms_ssim:.3f}"}
+        bar.set_postfix(self.shown)
+        return swd
 
     def refresh_average(self):
         """Make the averaged generator fit for use: its batch-norm statistics are estimated anew from 1,024 random z."""
@@ -483,15 +562,30 @@ def restore(checkpoint, checkpoint_dir):
     raise utils.UserError(f"{checkpoint_dir}: holds no readable checkpoint; choose another directory, or train anew")
 
 
-def save(manager, step):
-    """Write a checkpoint numbered by its step; raise utils.UserError, leaving nothing half-written, if that fails."""
+def save(checkpoint, checkpoint_dir, step, keep=3):
+    """Write a checkpoint numbered by its step, and drop all but the last `keep` that were written.
+
+    Raises utils.UserError, leaving nothing half-written, if that fails.
+    """
+    manager = tf.train.CheckpointManager(checkpoint, checkpoint_dir, max_to_keep=keep)
     try:
         manager.save(checkpoint_number=step)
     except tf.errors.OpError as error:
-        for path in Path(manager.directory).glob(f"ckpt-{step}_temp*"):
-            shutil.rmtree(path, ignore_errors=True)
+        utils.remove_unfinished(checkpoint_dir)
         reason = error.message.splitlines()[0]
         raise utils.UserError(
-            f"{manager.directory}: step {step} could not be saved ({reason}); is the disk full? "
+            f"{checkpoint_dir}: step {step} could not be saved ({reason}); is the disk full? "
             "With more room the same command goes on from the checkpoint before"
         ) from error
+    # those a killed run wrote but did not list
+    for path in set(utils.find_checkpoints(checkpoint_dir)[keep:]) - set(manager.checkpoints):
+        utils.remove_checkpoint(path)
+
+
+def keep_best(checkpoint, directory, step, config, swd):
+    """Write the checkpoint to `directory`, in place of the one there, if its sampler's distance is smaller."""
+    path = directory / "config.json"
+    best = json.loads(path.read_text())["swd"] if path.exists() else math.inf
+    if swd < best:
+        save(checkpoint, directory, step, keep=1)
+        utils.write_json(path, {**config, "step": step, "swd": swd})

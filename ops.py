@@ -1,13 +1,28 @@
 """Layers with the reference's initial weights, and the tensor maths of the method. Knows nothing of DCGAN."""
 
+import contextlib
+from pathlib import Path
+
 import keras
 import numpy as np
 import tensorflow as tf
 
 
-def linear(units, name):
+@contextlib.contextmanager
+def precision(policy):
+    """Layers made inside compute in "float32", "mixed_bfloat16" or "mixed_float16"; their weights are float32."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def linear(units, name, dtype=None):
     """Dense layer, weights normal with std 0.02."""
-    return keras.layers.Dense(units, kernel_initializer=keras.initializers.RandomNormal(stddev=0.02), name=name)
+    init = keras.initializers.RandomNormal(stddev=0.02)
+    return keras.layers.Dense(units, kernel_initializer=init, name=name, dtype=dtype)
 
 
 def conv2d(filters, name):
@@ -16,17 +31,26 @@ def conv2d(filters, name):
     return keras.layers.Conv2D(filters, 5, strides=2, padding="same", kernel_initializer=init, name=name)
 
 
-def conv2d_transpose(filters, name, activation=None):
+def conv2d_transpose(filters, name):
     """5x5 transposed convolution with stride 2: doubles height and width. Weights normal with std 0.02."""
     init = keras.initializers.RandomNormal(stddev=0.02)
-    return keras.layers.Conv2DTranspose(
-        filters, 5, strides=2, padding="same", activation=activation, kernel_initializer=init, name=name
-    )
+    return keras.layers.Conv2DTranspose(filters, 5, strides=2, padding="same", kernel_initializer=init, name=name)
+
+
+class BatchNormalization(keras.layers.BatchNormalization):
+    """Keras' layer, but the moving statistics of several replicas are their mean, where Keras keeps the first's."""
+
+    def add_weight(self, *args, trainable=True, **options):
+        aggregation = "none" if trainable else "mean"
+        return super().add_weight(*args, trainable=trainable, aggregation=aggregation, **options)
 
 
 def batch_norm(name):
-    """Batch normalisation with scale and centre; its moving statistics decay by 0.9 with every training pass."""
-    return keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)
+    """Batch normalisation with scale and centre; its moving statistics decay by 0.9 with every training pass.
+
+    Each replica normalises its own share of a batch.
+    """
+    return BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)
 
 
 def relu():
@@ -34,9 +58,31 @@ def relu():
     return keras.layers.ReLU()
 
 
+def tanh():
+    """tanh(x), in float32 whatever x is."""
+    return keras.layers.Activation("tanh", dtype="float32")
+
+
 def lrelu():
     """Leaky ReLU: max(x, 0.2 x)."""
     return keras.layers.LeakyReLU(0.2)
+
+
+def adam(learning_rate, beta1, scale_loss=False):
+    """Adam with the epsilon of TensorFlow 1; `scale_loss` keeps small gradients from vanishing in float16."""
+    optimizer = keras.optimizers.Adam(learning_rate, beta_1=beta1, epsilon=1e-8)
+    return keras.optimizers.LossScaleOptimizer(optimizer) if scale_loss else optimizer
+
+
+def replica_share(batch):
+    """The part of a batch that is this replica's: the i-th of n gets the i-th n-th of it."""
+    context = tf.distribute.get_replica_context()
+    return tf.reshape(batch, (context.num_replicas_in_sync, -1, *batch.shape[1:]))[context.replica_id_in_sync_group]
+
+
+def batch_mean(losses):
+    """Per-image losses (N,) of a replica -> its part of the batch's mean, which is the sum of all replicas' parts."""
+    return tf.nn.compute_average_loss(losses)
 
 
 def random_z(shape, seed, purpose, number=0):
@@ -61,6 +107,16 @@ def contextual_loss(generated, images, weights):
     """
     images = tf.where(weights > 0, images, 0.0)  # whatever is under the hole, NaN too, has no say
     return tf.reduce_sum(tf.abs(weights * generated - weights * images), axis=[-3, -2, -1])
+
+
+def ms_ssim(first, second):
+    """Multi-scale structural similarity of pairs of images, (N,); 1 = equal (Wang et al. 2003).
+
+    Both uint8 (N, H, W, C). Of the five scales those that leave 16 pixels or more, their weights made to sum to 1. The
+    mean over pairs of samples tells how alike they are (Odena et al. 2017, section 4.2): it rises as modes collapse.
+    """
+    weights = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])[: int(first.shape[1]).bit_length() - 4]
+    return tf.image.ssim_multiscale(first, second, 255, power_factors=weights / weights.sum())
 
 
 def mean_pool(images, pool):
@@ -114,4 +170,19 @@ def use_device(deterministic=False):
         tf.config.experimental.set_memory_growth(gpu, True)
     if not gpus:
         return "device: CPU (TensorFlow sees no GPU; TF_CPP_MIN_LOG_LEVEL=0 shows what it says of that)"
-    return f"device: GPU ({tf.config.experimental.get_device_details(gpus[0]).get('device_name', gpus[0].name)})"
+    names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
+    return f"device: GPU ({', '.join(names)})"
+
+
+def strategy():
+    """The tf.distribute strategy for all GPUs of this machine: one replica on each, where there are several."""
+    several = len(tf.config.list_physical_devices("GPU")) > 1
+    return tf.distribute.MirroredStrategy() if several else tf.distribute.get_strategy()
+
+
+def fastest_precision():
+    """What was measured to train fastest without harm: "mixed_bfloat16" on a CPU that computes in it, or "float32"."""
+    if tf.config.list_physical_devices("GPU"):
+        return "float32"
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return "mixed_bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"

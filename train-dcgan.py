@@ -13,7 +13,7 @@ import utils
 
 DEFAULTS = {
     "architecture": dict(image_size=64, c_dim=3, z_dim=100, gf_dim=64, df_dim=64, ema=0.0),
-    "training": dict(batch_size=64, learning_rate=0.0002, beta1=0.5, seed=0, flip=False),
+    "training": dict(batch_size=64, learning_rate=0.0002, beta1=0.5, seed=0, flip=False, precision="auto"),
 }
 
 
@@ -28,6 +28,8 @@ def parse_args():
     add("--sample_dir", metavar="DIR", default="samples", help="where sample grids go (%(default)s)")
     add("--log_dir", metavar="DIR", default="logs", help="where TensorBoard's record goes (%(default)s)")
     add("--cache_mb", type=utils.number(int, 0), metavar="MB", default=1024, help="memory for images (%(default)s)")
+    add("--eval_every", type=count, metavar="N", help="measure the samples every N steps too (at epochs' ends)")
+    add("--jit_compile", action="store_true", help="compile the step with XLA: for one GPU; slows a CPU down tenfold")
     add("--deterministic", action="store_true", help="the same bits in every run, where TensorFlow can; slower")
 
     group = parser.add_argument_group("settings kept with the model", "a resumed run goes on with them")
@@ -42,6 +44,8 @@ def parse_args():
     setting("beta1", "momentum of Adam", type=utils.number(float, 0, 0.9999))
     setting("seed", "decides data order, flips, z and first weights", type=utils.number(int, 0, 2**32 - 1))
     setting("flip", "mirror half of the images at random", action=argparse.BooleanOptionalAction)
+    kinds = ["auto", "float32", "mixed_bfloat16", "mixed_float16"]
+    setting("precision", "what layers compute in; auto: what is fastest without harm", choices=kinds)
     setting("image_size", "side of the images in pixels", type=int, choices=[16, 32, 64, 128, 256])
     setting("c_dim", "colour channels", type=int, choices=[1, 3])
     setting("z_dim", "dimensions of z", type=count)
@@ -65,6 +69,12 @@ def settings(args):
                 f"--{name} {config['architecture'][name]}: the model in {args.checkpoint_dir} has {name} {value}; "
                 "leave the flag out, or choose another --checkpoint_dir"
             )
+    precisions = saved["training"].get("precision", "float32"), config["training"]["precision"]
+    if resumed and precisions[0] != precisions[1] and "mixed_float16" in precisions:
+        raise utils.UserError(
+            f"--precision {precisions[1]}: the run in {args.checkpoint_dir} has {precisions[0]}, and mixed_float16 "
+            "cannot follow or be followed by another; leave the flag out, or choose another --checkpoint_dir"
+        )
     return config, resumed
 
 
@@ -79,6 +89,7 @@ def train(args):
     config, resumed = settings(args)
     for flag in ("checkpoint_dir", "sample_dir", "log_dir"):
         utils.make_directory(getattr(args, flag), f"--{flag}")
+    lock = utils.lock(args.checkpoint_dir, "--checkpoint_dir")  # noqa: F841, held until the process ends
     name = Path(args.checkpoint_dir).resolve().name
     if not resumed and any(Path(args.sample_dir).glob(f"{name}_*.png")):
         raise utils.UserError(f"--sample_dir {args.sample_dir}: holds another run's {name}_*.png; choose another")
@@ -91,23 +102,27 @@ def train(args):
         device = ops.use_device(args.deterministic)
     print(device)
     architecture, training = config["architecture"], config["training"]
+    precision = training.pop("precision")
+    if precision == "auto":
+        precision = ops.fastest_precision()
     size, channels, seed = architecture["image_size"], architecture["c_dim"], training["seed"]
     images = ImageFolder(args.dataset, size, channels, args.train_size, seed, args.cache_mb)
     print(f"images: {len(images)}, {'in memory' if images.images is not None else 'read anew each epoch'}")
 
     ops.keras.utils.set_random_seed(seed)
-    dcgan = DCGAN(**architecture)
-    if resumed:
-        print(f"{args.checkpoint_dir}: going on from where it was")
+    with ops.strategy().scope():
+        dcgan = DCGAN(**architecture, precision=precision)
     signal = dcgan.train(
         images,
         epoch=args.epoch,
         checkpoint_dir=args.checkpoint_dir,
         sample_dir=args.sample_dir,
         log_dir=args.log_dir,
+        eval_every=args.eval_every,
+        jit_compile=args.jit_compile,
         **training,
     )
-    print(f"{args.checkpoint_dir}: epoch {int(dcgan.epoch)} of {args.epoch}, step {int(dcgan.step)}")
+    print(f"{args.checkpoint_dir}: epoch {dcgan.epoch.numpy()} of {args.epoch}, step {dcgan.step.numpy()}")
     if signal:
         print("stopped; the same command goes on from there")
         return 128 + signal

@@ -2,10 +2,12 @@
 
 import argparse
 import contextlib
+import fcntl
 import json
 import logging
 import math
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -220,6 +222,35 @@ def find_checkpoints(checkpoint_dir):
     """The checkpoints in a directory, as TensorFlow names them (".../ckpt-STEP"), the newest first."""
     found = [path.with_suffix("") for path in Path(checkpoint_dir).glob("ckpt-*.index") if path.stem[5:].isdigit()]
     return [str(path) for path in sorted(found, key=lambda path: int(path.name[5:]), reverse=True)]
+
+
+def lock(directory, flag):
+    """Keep other processes out of a directory until this one ends, or the file that is returned is closed.
+
+    Raises UserError, naming `flag`, if another one is in it.
+    """
+    file = open(Path(directory) / ".lock", "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        raise UserError(f"{flag} {directory}: another process trains in it; wait for it, or choose another") from error
+    return file
+
+
+def remove_checkpoint(path):
+    """Delete the files of a checkpoint, its index first: without it the rest is no checkpoint."""
+    for file in sorted(Path(path).parent.glob(f"{Path(path).name}.*"), reverse=True):
+        file.unlink()
+
+
+def remove_unfinished(checkpoint_dir):
+    """Delete what a killed or failed save left behind: a checkpoint's index is the last of its files to be written."""
+    for path in Path(checkpoint_dir).glob("ckpt-*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif not path.with_suffix(".index").exists():
+            path.unlink()
 
 
 def read_config(checkpoint_dir):

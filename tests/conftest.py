@@ -4,10 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 import utils
 
+# two devices, so that a step on several replicas can be tested on any machine
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
 ROOT = Path(__file__).resolve().parents[1]
 TINY = dict(image_size=16, c_dim=3, z_dim=5, gf_dim=8, df_dim=8)
 

@@ -6,7 +6,7 @@ from dataset import ImageFolder
 
 
 def epoch(images, number=0, batch_size=3, **options):
-    return np.concatenate(list(images.epoch(number, batch_size, **options).as_numpy_iterator()))
+    return np.concatenate(list(images.epoch(number, batch_size, **options)))
 
 
 def as_set(images):
@@ -74,6 +74,18 @@ def test_a_file_that_breaks_later_is_named_and_replaced(folder, capfd):
     batches = epoch(images, batch_size=5)
     assert images.paths[4].name in capfd.readouterr().err
     assert len(batches) == 10 and len(as_set(batches)) == 9 and as_set(batches) < good
+
+
+def test_when_more_than_a_tenth_breaks_that_is_an_error(folder, capfd):
+    images = ImageFolder(folder, 16, 3, cache_mb=0)
+    broken = [images.paths[i] for i in (2, 7)]
+    broken[0].unlink()
+    assert len(epoch(images, batch_size=5)) == len(epoch(images, 1, batch_size=5)) == 10
+    assert capfd.readouterr().err.count("skipped") == 1  # said once, not each epoch
+    broken[1].write_text("no image")
+    with pytest.raises(utils.UserError, match="--dataset: 2 of its 10 images can no longer be read, such as "):
+        epoch(images, 2, batch_size=5)
+    assert f"skipped {broken[1]}" in capfd.readouterr().err
 
 
 def test_folder_without_images(tmp_path, broken):

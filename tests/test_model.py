@@ -94,8 +94,8 @@ def test_first_weights():
 def test_losses_against_numpy():
     real, fake = RNG.normal(0, 3, (2, 7, 1)).astype(np.float32)
     d_loss_real, d_loss_fake = DCGAN.discriminator_losses(real, fake)
-    assert float(d_loss_real) == pytest.approx(-log_expit(real).mean(), rel=1e-5)
-    assert float(d_loss_fake) == pytest.approx(-log_expit(-fake).mean(), rel=1e-5)
+    np.testing.assert_allclose(d_loss_real, -log_expit(real)[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(d_loss_fake, -log_expit(-fake)[:, 0], rtol=1e-5)
     np.testing.assert_allclose(DCGAN.generator_loss(fake), -log_expit(fake)[:, 0], rtol=1e-5)
 
 
@@ -118,28 +118,41 @@ def test_completion_losses_are_per_image(tiny_dcgan):
 # training
 
 
-def plain_step(dcgan, x, z, learning_rate):
-    """The article's step, written plainly: G(z) anew for each update, every loss in its own tape, gradient descent."""
+def plain_step(dcgan, x, z, learning_rate, groups=1):
+    """The article's step, written plainly: G(z) anew for each update, every loss in its own tape, gradient descent.
+
+    Each of `groups` parts of the batch goes through the networks on its own; the losses are the means over all.
+    """
     g, d = dcgan.generator, dcgan.discriminator
+    parts = list(zip(np.split(x, groups), np.split(z, groups), strict=True))
 
     def descend(network, loss_function):
         with tf.GradientTape() as tape:
-            loss = loss_function()
+            loss = sum(loss_function(*part) for part in parts) / groups
         for variable, gradient in zip(
             network.trainable_variables, tape.gradient(loss, network.trainable_variables), strict=True
         ):
             variable.assign_sub(learning_rate * gradient)
         return float(loss)
 
-    def d_loss():
+    def d_loss(x, z):
         fake = d(g(z, training=True), training=True)
         real = d(x, training=True)
         return tf.reduce_mean(tf.nn.softplus(-real)) + tf.reduce_mean(tf.nn.softplus(fake))
 
-    def g_loss():
+    def g_loss(x, z):
         return tf.reduce_mean(tf.nn.softplus(-d(g(z, training=True), training=True)))
 
     return descend(d, d_loss), descend(g, g_loss), descend(g, g_loss)
+
+
+def descend(dcgan, x, z):
+    """One compiled training step with plain gradient descent, step size 0.1; returns what train_step does."""
+    with dcgan.strategy.scope():
+        dcgan.d_optimizer, dcgan.g_optimizer = (keras.optimizers.SGD(0.1) for _ in range(2))
+        dcgan.d_optimizer.build(dcgan.discriminator.trainable_variables)
+        dcgan.g_optimizer.build(dcgan.generator.trainable_variables)
+    return tf.function(dcgan.train_step)(x, z)
 
 
 def test_the_shared_step_equals_the_plain_one(tiny_dcgan):
@@ -147,13 +160,7 @@ def test_the_shared_step_equals_the_plain_one(tiny_dcgan):
     expected = tiny_dcgan()
     d_loss, _, g_loss = plain_step(expected, x, z, 0.1)
 
-    dcgan = tiny_dcgan()
-    dcgan.d_optimizer = keras.optimizers.SGD(0.1)
-    dcgan.g_optimizer = keras.optimizers.SGD(0.1)
-    dcgan.d_optimizer.build(dcgan.discriminator.trainable_variables)
-    dcgan.g_optimizer.build(dcgan.generator.trainable_variables)
-    outputs = tf.function(dcgan.train_step)(x, z)
-
+    outputs = descend(dcgan := tiny_dcgan(), x, z)
     assert float(outputs["d_loss"]) == pytest.approx(d_loss, rel=1e-4)
     assert float(outputs["d_loss_real"] + outputs["d_loss_fake"]) == pytest.approx(d_loss, rel=1e-4)
     assert float(outputs["g_loss"]) == pytest.approx(g_loss, rel=1e-4)
@@ -221,6 +228,99 @@ def test_adam_is_that_of_tensorflow_1(tiny_dcgan):
             before[i] = before[i] - rate * m[i] / (np.sqrt(v[i]) + 1e-8)
     for expected, variable in zip(before, variables, strict=True):
         np.testing.assert_allclose(variable.numpy(), expected, atol=2e-6)
+
+
+def two_replicas(tiny_dcgan, **options):
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        return tiny_dcgan(**options)
+
+
+def test_a_step_on_two_replicas_equals_one_on_both_halves(tiny_dcgan):
+    """Each replica normalises its half of the batch by itself; losses and gradients are those of the whole."""
+    x, z = images(6), zs(6)
+    expected = tiny_dcgan()
+    d_loss, _, g_loss = plain_step(expected, x, z, 0.1, groups=2)
+    dcgan = two_replicas(tiny_dcgan, ema=0.5)
+    old = values(dcgan.averaged.trainable_variables)
+    outputs = descend(dcgan, x, z)
+    assert float(outputs["d_loss"]) == pytest.approx(d_loss, rel=1e-4)
+    assert float(outputs["g_loss"]) == pytest.approx(g_loss, rel=1e-4)
+    assert outputs["d"].shape == outputs["d_"].shape == (6, 1) and dcgan.step.numpy() == 1
+    for ours, theirs in ((dcgan.generator, expected.generator), (dcgan.discriminator, expected.discriminator)):
+        for a, b in zip(ours.trainable_variables, theirs.trainable_variables, strict=True):
+            for replica in a.value.values:
+                np.testing.assert_allclose(replica, b, atol=2e-4, err_msg=a.path)
+    # the average after the first step: a tenth of the old, nine tenths of the new
+    for average, a, b in zip(dcgan.averaged.trainable_variables, old, dcgan.generator.trainable_variables, strict=True):
+        np.testing.assert_allclose(average.numpy(), 0.1 * a + 0.9 * b.numpy(), atol=1e-5)
+
+
+def test_training_on_two_replicas_stops_and_goes_on(folder, tmp_path):
+    whole, fed = train(tmp_path / "whole", folder, batch_size=4)
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        parts, fed_in_parts = train(tmp_path / "parts", folder, stops=(3,), batch_size=4)
+        assert parts.strategy.num_replicas_in_sync == 2 and parts.step.numpy() == 8
+        with pytest.raises(utils.UserError, match="--batch_size 3: is not a multiple of the 2 GPUs"):
+            train(tmp_path / "odd", folder)
+    for (x, z), (x_, z_) in zip(fed, fed_in_parts, strict=True):
+        np.testing.assert_array_equal(x, x_)
+        np.testing.assert_array_equal(z, z_)
+    z = zs(2)
+    loaded = DCGAN.load(tmp_path / "parts" / "checkpoint")
+    np.testing.assert_allclose(loaded.generator(z), parts.generator(z), atol=1e-5)
+    np.testing.assert_allclose(loaded.averaged(z), parts.averaged(z), atol=1e-5)
+
+
+def test_moving_statistics_of_two_replicas_are_the_mean_of_both(tiny_dcgan):
+    x, z = images(6), zs(6)
+    ones = [tiny_dcgan() for _ in range(2)]
+    for one, half in zip(ones, (slice(3), slice(3, 6)), strict=True):
+        fakes = [one.generator(z[half], training=True) for _ in range(2)]
+        for batch in (x[half], fakes[0], fakes[0], fakes[1]):
+            one.discriminator(batch, training=True)
+    dcgan = two_replicas(tiny_dcgan)
+    dcgan.prepare_training(1e-30, 0.5)
+    tf.function(dcgan.train_step)(x, z)
+    for name in ("generator", "discriminator"):
+        variables = (getattr(network, name).non_trainable_variables for network in (dcgan, *ones))
+        for ours, a, b in zip(*variables, strict=True):
+            for replica in ours.value.values:
+                np.testing.assert_allclose(replica, (a + b) / 2, rtol=1e-4, atol=1e-5, err_msg=ours.path)
+
+
+@pytest.mark.parametrize("precision, tolerance", [("mixed_bfloat16", 0.1), ("mixed_float16", 0.02)])
+def test_half_precision_takes_nearly_the_same_step(tiny_dcgan, precision, tolerance):
+    x, z = images(8), zs(8)
+    steps = []
+    for dcgan in (tiny_dcgan(), tiny_dcgan(precision=precision)):
+        before = values(dcgan.generator.trainable_variables + dcgan.discriminator.trainable_variables)
+        dcgan.prepare_training(0.01, 0.5)
+        outputs = tf.function(dcgan.train_step)(x, z)
+        after = values(dcgan.generator.trainable_variables + dcgan.discriminator.trainable_variables)
+        assert all(v.dtype == np.float32 for v in after) and outputs["d_loss"].dtype == tf.float32
+        steps.append(np.concatenate([(a - b).ravel() for a, b in zip(after, before, strict=True)]))
+        assert dcgan.generator(z).dtype == dcgan.discriminator(x).dtype == tf.float32
+    full, half = steps
+    assert full @ half / np.linalg.norm(full) / np.linalg.norm(half) > 1 - tolerance
+    assert not np.array_equal(full, half)
+
+
+def test_float16_survives_gradients_that_overflow(tiny_dcgan):
+    """Their step is left out, and the factor on the loss halved (Micikevicius et al. 2018, section 3.2)."""
+    dcgan = tiny_dcgan(precision="mixed_float16")
+    dcgan.prepare_training(0.01, 0.5)
+    for optimizer in (dcgan.d_optimizer, dcgan.g_optimizer):
+        optimizer.dynamic_scale.assign(1e30)
+    step, x, z = tf.function(dcgan.train_step), images(4), zs(4)
+    before = values(dcgan.generator.trainable_variables)
+    step(x, z)
+    assert not any(changed(before, dcgan.generator.trainable_variables))
+    assert float(dcgan.d_optimizer.dynamic_scale) == pytest.approx(5e29)
+    assert float(dcgan.g_optimizer.dynamic_scale) == pytest.approx(2.5e29)
+    for optimizer in (dcgan.d_optimizer, dcgan.g_optimizer):
+        optimizer.dynamic_scale.assign(1024)
+    step(x, z)
+    assert any(changed(before, dcgan.generator.trainable_variables))
 
 
 def test_moving_average_of_the_generator(tiny_dcgan):
@@ -299,7 +399,8 @@ def test_a_stopped_run_goes_on_as_if_never_stopped(folder, tmp_path):
 
 def test_checkpoints_at_the_start_at_intervals_and_at_epochs_ends(folder, tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr(model, "save", lambda manager, step: saved.append(step))
+    monkeypatch.setattr(model, "save", lambda state, directory, step, keep=3: saved.append(step))
+    monkeypatch.setattr(model, "keep_best", lambda *_: None)
     train(tmp_path / "seldom", folder)
     assert saved == [0, 3, 6, 9, 12]
     saved.clear()
@@ -476,8 +577,7 @@ def trained(tiny_dcgan, directory, steps=2):
     step = tf.function(dcgan.train_step)
     for _ in range(steps):
         step(images(4), zs(4))
-    manager = tf.train.CheckpointManager(dcgan.training_state(), directory, max_to_keep=3)
-    model.save(manager, steps)
+    model.save(dcgan.training_state(), directory, steps)
     utils.write_json(directory / "config.json", {"architecture": dcgan.architecture})
     return dcgan
 
@@ -536,15 +636,14 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_behind(tiny_dcgan, tmp_path,
     trained(tiny_dcgan, tmp_path)
     dcgan = tiny_dcgan(ema=0.9)
     dcgan.prepare_training(0.01, 0.5)
-    manager = tf.train.CheckpointManager(dcgan.training_state(), tmp_path, max_to_keep=3)
     before = sorted(tmp_path.iterdir())
 
-    def full(checkpoint_number):
+    def full(manager, checkpoint_number):
         (tmp_path / f"ckpt-{checkpoint_number}_temp").mkdir()
         raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
 
-    monkeypatch.setattr(manager, "save", full)
+    monkeypatch.setattr(tf.train.CheckpointManager, "save", full)
     with pytest.raises(utils.UserError, match="step 5 could not be saved.*No space left"):
-        model.save(manager, 5)
+        model.save(dcgan.training_state(), tmp_path, 5)
     assert sorted(tmp_path.iterdir()) == before
     assert int(DCGAN.load(tmp_path).step) == 2
