@@ -572,7 +572,7 @@ def save(checkpoint, checkpoint_dir, step, keep=3):
         manager.save(checkpoint_number=step)
     except tf.errors.OpError as error:
         utils.remove_unfinished(checkpoint_dir)
-        reason = error.message.splitlines()[0]
+        reason = error.message.splitlines()[0].split("}} ")[-1]  # without the name of TensorFlow's node
         raise utils.UserError(
             f"{checkpoint_dir}: step {step} could not be saved ({reason}); is the disk full? "
             "With more room the same command goes on from the checkpoint before"

@@ -4,6 +4,7 @@ import csv
 import inspect
 import json
 import re
+import resource
 import runpy
 import shutil
 import signal
@@ -21,6 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import masks
 import metrics
 import utils
+from model import DCGAN
 
 TINY_FLAGS = "--image_size 16 --z_dim 5 --gf_dim 8 --df_dim 8 --batch_size 4".split()
 
@@ -61,11 +63,17 @@ def test_training_leaves_a_model_samples_and_a_record(trained):
     (log,) = (trained / "logs").glob("mine-*")
     record = events(log)
     scalars = {"d_loss", "d_loss_real", "d_loss_fake", "g_loss", "images_per_second"}
+    scalars |= {f"{name}/{net}" for name in ("swd", "ms_ssim") for net in ("generator", "averaged")}
+    scalars |= {"swd/generator_16", "swd/averaged_16"}
     assert scalars | {"z", "d", "d_", "G"} <= set(record.Tags()["tensors"])
     assert record.Tags()["graph"]
     plugins = {tag: record.SummaryMetadata(tag).plugin_data.plugin_name for tag in ("g_loss", "d", "G")}
     assert plugins == {"g_loss": "scalars", "d": "histograms", "G": "images"}
     assert [e.step for e in record.Tensors("g_loss")] == [10]
+    (event,) = record.Tensors("swd/averaged")
+    best = json.loads((trained / "checkpoints/mine/best/config.json").read_text())
+    assert best["swd"] == pytest.approx(tf.make_ndarray(event.tensor_proto)) and best["step"] == event.step == 12
+    assert int(DCGAN.load(trained / "checkpoints/mine/best").step) == 12
 
 
 def test_resume_goes_on_with_what_the_model_was_trained_with(trained, tmp_path):
@@ -84,6 +92,43 @@ def test_resume_goes_on_with_what_the_model_was_trained_with(trained, tmp_path):
     # all ten images are one batch where 64 are asked for
     done = run("train-dcgan.py", *flags, "--epoch", 5, "--batch_size", 64)
     assert "epoch 5 of 5, step 8" in done.stdout
+
+
+def test_a_full_disk_stops_the_run_in_one_line(trained, tmp_path):
+    """A limit on the size of files stands for it: the system refuses to write on in the same way."""
+    shutil.copytree(trained / "checkpoints/mine", tmp_path / "ck")
+    files = sorted((tmp_path / "ck").glob("ckpt-*"))
+    done = subprocess.run(
+        command("train-dcgan.py", "--dataset", trained / "images", "--epoch", 9, "--checkpoint_dir", "ck"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "error: ck: step 14 could not be saved (" in done.stderr.splitlines()[-1]
+    assert sorted((tmp_path / "ck").glob("ckpt-*")) == files
+    assert int(DCGAN.load(tmp_path / "ck").step) == 12
+
+
+def test_what_a_killed_save_left_is_cleared_away(trained, tmp_path):
+    shutil.copytree(trained / "checkpoints/mine", tmp_path / "ck")
+    (tmp_path / "ck/ckpt-14_temp").mkdir()
+    (tmp_path / "ck/ckpt-14_temp/part-00000-of-00001.data-00000-of-00001").write_text("half")
+    (tmp_path / "ck/ckpt-13.data-00000-of-00001").write_text("moved, but the index was not")
+    done = run("train-dcgan.py", "--dataset", trained / "images", "--epoch", 7, "--checkpoint_dir", "ck", cwd=tmp_path)
+    assert "ck: goes on from step 12; what an earlier run did after it is done again" in done.stdout
+    names = {path.name.split(".")[0] for path in (tmp_path / "ck").glob("ckpt-*")}
+    assert names == {"ckpt-10", "ckpt-12", "ckpt-14"}
+    (log,) = (tmp_path / "logs").iterdir()
+    (event,) = events(log).Tensors("run")
+    assert event.step == 12 and b"goes on from step 12" in tf.make_ndarray(event.tensor_proto).item()
+
+
+def test_two_runs_keep_out_of_each_others_way(trained, tmp_path):
+    with utils.lock(tmp_path, "--checkpoint_dir"):
+        flags = ["--dataset", trained / "images", "--checkpoint_dir", tmp_path]
+        one_line(run("train-dcgan.py", *flags, cwd=tmp_path, status=2), f"--checkpoint_dir {tmp_path}: another process")
 
 
 def test_deterministic_runs_end_with_the_same_bits(trained, tmp_path):
