@@ -19,7 +19,6 @@ import masks
 import metrics
 import utils
 
-SHIPPED = Path(__file__).resolve().parent / "checkpoints" / "faces-64"
 # flags that are handed to DCGAN.complete, where their defaults are, under its own names
 SEARCH = {
     "approach": "approach",
@@ -92,16 +91,6 @@ def main():
     return parser.run(complete, args)
 
 
-def find_model(checkpoint_dir):
-    """The checkpoint directory to use: the one asked for, else the user's own, else the shipped one."""
-    candidates = [Path(checkpoint_dir)] if checkpoint_dir else [Path("checkpoints/mine"), SHIPPED]
-    for candidate in candidates:
-        if utils.find_checkpoints(candidate):
-            return candidate
-    flag = f" {checkpoint_dir}: holds no model" if checkpoint_dir else ": no model found in checkpoints/mine"
-    raise utils.UserError(f"--checkpointDir{flag}; train one with train-dcgan.py, or name another folder")
-
-
 def find_inputs(args, size, channels):
     """The files among the IMAGE arguments, folders searched, that can be completed; the others are reported.
 
@@ -167,13 +156,11 @@ def show_known(args, images, batch_masks):
 def complete(args):
     if args.window % 2 == 0:
         raise utils.UserError(f"--window {args.window}: give an odd number")
-    checkpoint_dir = find_model(args.checkpointDir)
+    checkpoint_dir = utils.find_model(args.checkpointDir)
     architecture = utils.read_config(checkpoint_dir)["architecture"]
     size, channels = architecture["image_size"], architecture["c_dim"]
     files = find_inputs(args, size, channels)
-    out_dir = utils.make_directory(args.outDir, "--outDir")
-    if any(out_dir.iterdir()):
-        raise utils.UserError(f"--outDir {out_dir}: is not empty; choose another directory, or remove it first")
+    out_dir = utils.make_directory(args.outDir, "--outDir", empty=True)
     log_dir = utils.make_directory(args.log_dir, "--log_dir")
     log_dir /= f"{out_dir.resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}"
 

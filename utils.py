@@ -22,6 +22,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 ARCHITECTURE = ("image_size", "c_dim", "z_dim", "gf_dim", "df_dim", "ema")  # DCGAN's arguments, in config.json
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+SHIPPED = Path(__file__).resolve().parent / "checkpoints" / "faces-64"
 
 
 class UserError(Exception):
@@ -198,8 +199,11 @@ def write_image(path, pixels):
     Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(path)
 
 
-def make_directory(path, flag):
-    """Make a directory with its parents and check that it can be written; raise UserError, naming `flag`, if not."""
+def make_directory(path, flag, empty=False):
+    """Make a directory with its parents and check that it can be written, and is `empty` where that is asked for.
+
+    Returns its path; raises UserError, naming `flag`, if it is not so.
+    """
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -207,6 +211,8 @@ def make_directory(path, flag):
             pass
     except OSError as error:
         raise UserError(f"{flag} {path}: cannot be written ({error.strerror}); choose another directory") from error
+    if empty and any(path.iterdir()):
+        raise UserError(f"{flag} {path}: is not empty; choose another directory, or remove it first")
     return path
 
 
@@ -251,6 +257,19 @@ def remove_unfinished(checkpoint_dir):
             shutil.rmtree(path, ignore_errors=True)
         elif not path.with_suffix(".index").exists():
             path.unlink()
+
+
+def find_model(checkpoint_dir):
+    """The checkpoint directory to use: the one asked for, else the user's own, else the shipped one.
+
+    Raises UserError if it holds no model.
+    """
+    candidates = [Path(checkpoint_dir)] if checkpoint_dir else [Path("checkpoints/mine"), SHIPPED]
+    for candidate in candidates:
+        if find_checkpoints(candidate):
+            return candidate
+    flag = f" {checkpoint_dir}: holds no model" if checkpoint_dir else ": no model found in checkpoints/mine"
+    raise UserError(f"--checkpointDir{flag}; train one with train-dcgan.py, or name another folder")
 
 
 def read_config(checkpoint_dir):
