@@ -186,7 +186,7 @@ def labelled_rows(views, columns=16):
         block = np.concatenate(images).repeat(zoom, 0).repeat(zoom, 1)
         width = min(columns, len(rows[0])) * size * zoom
         block = np.pad(block, ((0, 8), (margin, width - block.shape[1]), (0, 0)))
-        picture = Image.fromarray(block.squeeze(-1) if block.shape[-1] == 1 else block).convert("RGB")
+        picture = to_picture(block).convert("RGB")
         for i, label in enumerate(views):
             place = margin - 8, (i + 0.5) * size * zoom
             ImageDraw.Draw(picture).text(place, label, "white", ImageFont.load_default(14), anchor="rm")
@@ -194,9 +194,26 @@ def labelled_rows(views, columns=16):
     return np.concatenate(blocks)
 
 
+def captioned_grid(images, captions, columns=8):
+    """`image_grid` with a caption below each image. Small images are enlarged as in `labelled_rows`. Returns uint8."""
+    zoom = max(1, 64 // images.shape[1])
+    images = np.pad(images.repeat(zoom, 1).repeat(zoom, 2), ((0, 0), (0, 18), (0, 4), (0, 0)), constant_values=-1)
+    _, height, width, _ = images.shape
+    picture = to_picture(image_grid(images, columns)).convert("RGB")
+    for i, caption in enumerate(captions):
+        place = (i % columns + 0.5) * width - 2, (i // columns + 1) * height - 9
+        ImageDraw.Draw(picture).text(place, caption, "silver", ImageFont.load_default(11), anchor="mm")
+    return np.asarray(picture)
+
+
+def to_picture(pixels):
+    """uint8 pixels (H, W, 1 or 3) as a Pillow image."""
+    return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+
+
 def write_image(path, pixels):
     """Write uint8 pixels (H, W, 1 or 3) as a picture; the suffix of `path` chooses the format."""
-    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(path)
+    to_picture(pixels).save(path)
 
 
 def make_directory(path, flag, empty=False):

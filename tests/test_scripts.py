@@ -295,7 +295,7 @@ def test_help_tells_the_defaults_of_the_search():
             assert told.split(",")[0] == str(defaults[name]).removesuffix(".0"), flag
 
 
-@pytest.mark.parametrize("script", ["train-dcgan.py", "complete.py"])
+@pytest.mark.parametrize("script", ["train-dcgan.py", "sample.py", "complete.py"])
 def test_help_does_not_wait_for_tensorflow(script):
     code = f"""if True:
         import runpy, sys

@@ -1,0 +1,107 @@
+#!/usr/bin/env python3
+"""Draw what a trained DCGAN has learned: samples, the way from one to another, and arithmetic with them.
+
+./sample.py
+./sample.py --arithmetic 5,12,48 7,21,30 2,9,60 --outDir samples-smile
+"""
+
+import argparse
+import sys
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+import utils
+
+STEPS = 10  # images from one sample to another, both included
+JITTER = 0.25  # of z, in Radford et al. 2016, figure 7
+
+
+def parse_args():
+    parser = utils.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--checkpointDir", metavar="DIR", help="the model (checkpoints/mine, else the one that came with this code)")
+    text = "a new or empty folder for the pictures (%(default)s)"
+    add("--outDir", metavar="DIR", default="samples-of-model", help=text)
+    add("--count", type=utils.number(int, 2, 10**4), default=64, metavar="N", help="samples (%(default)s)")
+    add("--seed", type=utils.number(int, 0, 2**31 - 1), default=0, help="decides the samples (%(default)s)")
+    text = "draw A - B + C, each the mean of samples, by their numbers in samples.png, such as 5,12,48"
+    add("--arithmetic", nargs=3, type=sample_numbers, metavar=("A", "B", "C"), help=text)
+    return parser, parser.parse_args()
+
+
+def sample_numbers(text):
+    """An argparse `type`: "5,12,48" to a list of whole numbers."""
+    return [utils.number(int, 0)(part) for part in text.split(",")]
+
+
+def main():
+    parser, args = parse_args()
+    return parser.run(sample, args)
+
+
+def arithmetic(z, groups, noise):
+    """Vector arithmetic with z (N, z_dim), as in figure 7 of Radford et al. 2016.
+
+    `groups` are three lists of whole numbers, of samples. Returns the means A, B and C of their z, (3, z_dim), and
+    A - B + C + `noise`, clipped to the [-1, 1] that the generator knows, in the shape of `noise`, (K, z_dim).
+    """
+    means = np.stack([z[group].mean(0) for group in groups])
+    return means, np.clip(means[0] - means[1] + means[2] + noise, -1, 1)
+
+
+def sample(args):
+    wrong = [number for group in args.arithmetic or [] for number in group if number >= args.count]
+    if wrong:
+        raise utils.UserError(f"--arithmetic {wrong[0]}: the samples are numbered 0 to {args.count - 1}; see --count")
+    checkpoint_dir = utils.find_model(args.checkpointDir)
+    out_dir = utils.make_directory(args.outDir, "--outDir", empty=True)
+
+    with utils.quiet_tensorflow():
+        import ops
+        from model import DCGAN
+
+        device = ops.use_device()
+    dcgan = DCGAN.load(checkpoint_dir)
+    print(f"{device}\nmodel: {checkpoint_dir}, step {int(dcgan.step)}")
+
+    def generate(z):
+        return np.concatenate([dcgan.sampler(z[i : i + 64], training=False) for i in range(0, len(z), 64)])
+
+    z = ops.random_z((args.count, dcgan.z_dim), args.seed, "s")  # with the same seed, those of training's grids
+    images = generate(z)
+    utils.write_image(out_dir / "samples.png", utils.captioned_grid(images, map(str, range(len(z)))))
+
+    # a straight line stays in the cube that z is drawn from; the arc that is usual for normal z would leave it
+    pairs = [(i, i + 1) for i in range(0, min(args.count - 1, 16), 2)]
+    views = {f"{i} to {j}": generate(np.linspace(z[i], z[j], STEPS)) for i, j in pairs}
+    utils.write_image(out_dir / "interpolations.png", utils.labelled_rows(views))
+
+    if args.arithmetic:
+        noise = JITTER * ops.random_z((9, dcgan.z_dim), args.seed, "j")
+        noise[4] = 0
+        means, results = arithmetic(z, args.arithmetic, noise)
+        picture = draw_arithmetic(images, args.arithmetic, generate(means), generate(results))
+        utils.write_image(out_dir / "arithmetic.png", picture)
+    print(f"{out_dir}: {', '.join(sorted(path.name for path in out_dir.iterdir()))}")
+
+
+def draw_arithmetic(images, groups, means, results):
+    """A row for each of A, B and C: its samples, and the image of their mean z; at the right the nine results."""
+    blank = np.full_like(images[0], -1)
+    width = max(map(len, groups))
+    cells, captions = [], []
+    for row, (name, group) in enumerate(zip("ABC", groups, strict=True)):
+        blanks = width - len(group)
+        cells += [blank] * blanks + [*images[group], blank, means[row], blank, *results[3 * row : 3 * row + 3]]
+        captions += [""] * blanks + [*map(str, group), "", f"mean {name}", "", "", "A - B + C" if row == 1 else "", ""]
+    picture = Image.fromarray(utils.captioned_grid(np.stack(cells), captions, width + 6))
+    cell = picture.width / (width + 6), picture.height / 3
+    for sign, column, row in (("-", width, 1), ("+", width, 2), ("=", width + 2, 1)):
+        place = (column + 0.5) * cell[0], (row + 0.4) * cell[1]
+        ImageDraw.Draw(picture).text(place, sign, "white", ImageFont.load_default(48), anchor="mm")
+    return np.asarray(picture)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
