@@ -157,7 +157,12 @@ def complete(args):
     if args.window % 2 == 0:
         raise utils.UserError(f"--window {args.window}: give an odd number")
     checkpoint_dir = utils.find_model(args.checkpointDir)
-    architecture = utils.read_config(checkpoint_dir)["architecture"]
+    if original := utils.find_original(checkpoint_dir):
+        with utils.quiet_tensorflow():
+            from model import read_original
+        architecture, _ = read_original(original)
+    else:
+        architecture = utils.read_config(checkpoint_dir)["architecture"]
     size, channels = architecture["image_size"], architecture["c_dim"]
     files = find_inputs(args, size, channels)
     out_dir = utils.make_directory(args.outDir, "--outDir", empty=True)

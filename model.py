@@ -534,10 +534,16 @@ class DCGAN:
 
     @classmethod
     def load(cls, checkpoint_dir):
-        """The trained model of a checkpoint directory, ready for completion.
+        """The trained model of a checkpoint directory, ours or one of the original code, ready for completion.
 
-        Raises utils.UserError, naming the file, where there is none or it is damaged.
+        Raises utils.UserError, naming the file, where there is none, it is damaged or holds other networks.
         """
+        if original := utils.find_original(checkpoint_dir):
+            architecture, weights = read_original(original)
+            dcgan = cls(**architecture)
+            dcgan.step.assign(int(original.rpartition("-")[2]))
+            assign_original(dcgan, weights, original)
+            return dcgan
         dcgan = cls(**utils.read_config(checkpoint_dir)["architecture"])
         state = tf.train.Checkpoint(networks=dcgan.inference_state(), step=dcgan.step)
         restore(state, checkpoint_dir).expect_partial()
@@ -560,6 +566,51 @@ def restore(checkpoint, checkpoint_dir):
         except (tf.errors.OpError, IndexError) as error:
             print(f"skipped {path}: damaged ({str(error).splitlines()[0]})", file=sys.stderr)
     raise utils.UserError(f"{checkpoint_dir}: holds no readable checkpoint; choose another directory, or train anew")
+
+
+def read_original(path):
+    """Read a checkpoint of the original code, which was TensorFlow 1's and has no config.json.
+
+    Returns the architecture that its shapes tell, and its arrays by "layer/variable": the scopes before that changed
+    over time. Raises utils.UserError, naming the file, if it is damaged.
+    """
+    try:
+        reader = tf.train.load_checkpoint(path)
+        names = {"/".join(name.split("/")[-2:]): name for name in reader.get_variable_to_shape_map()}
+        weights = {name: reader.get_tensor(names[name]) for name in names if name.startswith(("g_", "d_"))}
+    except (tf.errors.OpError, IndexError) as error:
+        raise utils.UserError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
+
+    def size(name, axis, usual):  # for what is missing the usual will do: assign_original names it
+        shape = np.shape(weights.get(name))
+        return shape[axis] if axis < len(shape) else usual
+
+    layers = max(2, sum(f"g_h{i}/w" in weights for i in range(1, 7)))
+    architecture = dict(
+        image_size=4 * 2**layers,
+        c_dim=1 if size(f"g_h{layers}/w", 2, 3) == 1 else 3,
+        z_dim=size("g_h0_lin/Matrix", 0, 100),
+        gf_dim=max(1, size("g_h1/w", 3, 512) // min(8, 2 ** (layers - 1))),
+        df_dim=size("d_h0_conv/w", 3, 64),
+        ema=0.0,
+    )
+    return architecture, weights
+
+
+def assign_original(dcgan, weights, path):
+    """Give a DCGAN the weights that `read_original` read; raise utils.UserError at the first that does not fit."""
+    for variable in dcgan.generator.variables + dcgan.discriminator.variables:
+        layer, name = variable.path.split("/")[-2:]
+        linear = layer.endswith("_lin")
+        name = {"kernel": "Matrix" if linear else "w", "bias": "bias" if linear else "biases"}.get(name, name)
+        value = weights.get(f"{layer}/{name}")
+        if np.shape(value) != tuple(variable.shape):
+            found = "is missing" if value is None else f"has {value.shape}"
+            raise utils.UserError(
+                f"{path}: {layer}/{name} should have shape {tuple(variable.shape)}, but {found}; "
+                "these are other networks, choose another model"
+            )
+        variable.assign(value)
 
 
 def save(checkpoint, checkpoint_dir, step, keep=3):

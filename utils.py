@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 ARCHITECTURE = ("image_size", "c_dim", "z_dim", "gf_dim", "df_dim", "ema")  # DCGAN's arguments, in config.json
+CHATTER = "TF_CPP_MIN_LOG_LEVEL" in os.environ  # the user wants to read what TensorFlow says
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 SHIPPED = Path(__file__).resolve().parent / "checkpoints" / "faces-64"
 
@@ -67,7 +68,7 @@ def quiet_tensorflow():
 
     What it wrote on standard error is shown after all if the block raises, or if TF_CPP_MIN_LOG_LEVEL is set.
     """
-    show = "TF_CPP_MIN_LOG_LEVEL" in os.environ
+    show = CHATTER
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ["KERAS_BACKEND"] = "tensorflow"
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
@@ -283,10 +284,19 @@ def find_model(checkpoint_dir):
     """
     candidates = [Path(checkpoint_dir)] if checkpoint_dir else [Path("checkpoints/mine"), SHIPPED]
     for candidate in candidates:
-        if find_checkpoints(candidate):
+        if find_checkpoints(candidate) or find_original(candidate):
             return candidate
     flag = f" {checkpoint_dir}: holds no model" if checkpoint_dir else ": no model found in checkpoints/mine"
     raise UserError(f"--checkpointDir{flag}; train one with train-dcgan.py, or name another folder")
+
+
+def find_original(checkpoint_dir):
+    """The newest checkpoint of the original code, ".../DCGAN.model-STEP", or None; ours go first if both are there."""
+    found = {path.name.removesuffix(".index") for path in Path(checkpoint_dir).glob("DCGAN.model-*")}
+    steps = [int(name[12:]) for name in found if name[12:].isdigit()]
+    if not steps or find_checkpoints(checkpoint_dir):
+        return None
+    return str(Path(checkpoint_dir) / f"DCGAN.model-{max(steps)}")
 
 
 def read_config(checkpoint_dir):

@@ -1,0 +1,211 @@
+"""Models of the original code, which was TensorFlow 1's: they are made here as it made them, and loaded."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import TINY, run
+from PIL import Image
+
+import utils
+from model import DCGAN
+
+V1 = tf.compat.v1
+RNG = np.random.default_rng(0)
+
+
+class Original:
+    """The networks of the original code in a TensorFlow 1 session, in inference mode, with random weights."""
+
+    def __init__(self, size=16, c_dim=3, z_dim=5, dim=8, scopes=("generator", "discriminator")):
+        self.graph = tf.Graph()
+        with self.graph.as_default():
+            V1.set_random_seed(0)
+            self.z = V1.placeholder(tf.float32, [None, z_dim])
+            self.images = V1.placeholder(tf.float32, [None, size, size, c_dim])
+            with V1.variable_scope(scopes[0]):
+                self.generated = self.generator(size, c_dim, dim)
+            with V1.variable_scope(scopes[1]):
+                self.logits = self.discriminator(size, dim)
+            loss = tf.reduce_sum(self.generated) + tf.reduce_sum(self.logits)
+            V1.train.AdamOptimizer(0.1, beta1=0.5).minimize(loss)
+            self.session = V1.Session()
+            self.session.run(V1.global_variables_initializer())
+
+    @staticmethod
+    def variable(name, *shape):
+        low, high = (0.3, 1.5) if name in ("gamma", "moving_variance") else (-0.15, 0.15)
+        trainable = not name.startswith("moving")
+        return V1.get_variable(name, shape, initializer=V1.random_uniform_initializer(low, high), trainable=trainable)
+
+    def linear(self, x, units, name):
+        with V1.variable_scope(name):
+            return tf.matmul(x, self.variable("Matrix", x.shape[1], units)) + self.variable("bias", units)
+
+    def batch_norm(self, x, name):
+        with V1.variable_scope(name):
+            beta, gamma, mean, variance = (
+                self.variable(part, x.shape[-1]) for part in ("beta", "gamma", "moving_mean", "moving_variance")
+            )
+            return gamma * (x - mean) / tf.sqrt(variance + 1e-5) + beta
+
+    def generator(self, size, c_dim, dim):
+        channels = dim * size // 8
+        x = tf.reshape(self.linear(self.z, 4 * 4 * channels, "g_h0_lin"), [-1, 4, 4, channels])
+        i, side = 0, 4
+        while side < size:
+            x = tf.nn.relu(self.batch_norm(x, f"g_bn{i}"))
+            i, side = i + 1, side * 2
+            filters = c_dim if side == size else dim * size // (2 * side)
+            with V1.variable_scope(f"g_h{i}"):
+                w = self.variable("w", 5, 5, filters, x.shape[-1])
+                shape = [tf.shape(x)[0], side, side, filters]
+                x = V1.nn.conv2d_transpose(x, w, shape, strides=[1, 2, 2, 1], padding="SAME")
+                x = tf.nn.bias_add(x, self.variable("biases", filters))
+        return tf.nn.tanh(x)
+
+    def discriminator(self, size, dim):
+        x, i, side = self.images, 0, size
+        while side > 4:
+            filters, side = dim * size // side, side // 2
+            with V1.variable_scope(f"d_h{i}_conv"):
+                w = self.variable("w", 5, 5, x.shape[-1], filters)
+                x = V1.nn.conv2d(x, w, strides=[1, 2, 2, 1], padding="SAME")
+                x = tf.nn.bias_add(x, self.variable("biases", filters))
+            x = self.batch_norm(x, f"d_bn{i}") if i else x
+            x = tf.maximum(x, 0.2 * x)
+            i += 1
+        return self.linear(tf.reshape(x, [-1, 16 * filters]), 1, f"d_h{i - 1}_lin")
+
+    def save(self, directory, step, version=V1.train.SaverDef.V2):
+        with self.graph.as_default():
+            V1.train.Saver(write_version=version).save(self.session, str(directory / "DCGAN.model"), global_step=step)
+            return {v.op.name: value for v in V1.global_variables() for value in [self.session.run(v)]}
+
+    def run(self, output, **inputs):
+        return self.session.run(getattr(self, output), {getattr(self, name): x for name, x in inputs.items()})
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A folder with a tiny model of step 500, its networks and its variables by name."""
+    home = tmp_path_factory.mktemp("original")
+    networks = Original()
+    return home, networks, networks.save(home, 500)
+
+
+@pytest.mark.parametrize(
+    "sizes, scopes, version",
+    [
+        (dict(size=32, c_dim=3), ("generator", "discriminator"), V1.train.SaverDef.V2),
+        (dict(size=16, c_dim=1), ("", ""), V1.train.SaverDef.V1),
+    ],
+)
+def test_the_networks_compute_what_the_original_computed(tmp_path, sizes, scopes, version):
+    networks = Original(**sizes, scopes=scopes)
+    Original(**sizes, scopes=scopes).save(tmp_path, 99)
+    names = networks.save(tmp_path, 1002, version)
+    assert any(name.endswith("g_h1/w/Adam") for name in names)
+    assert (tmp_path / "DCGAN.model-1002").exists() == (version == V1.train.SaverDef.V1)
+    (tmp_path / "checkpoint").unlink()  # it may name another machine's folder
+    dcgan = DCGAN.load(tmp_path)
+    size, c_dim = sizes["size"], sizes["c_dim"]
+    assert dcgan.architecture == dict(image_size=size, c_dim=c_dim, z_dim=5, gf_dim=8, df_dim=8, ema=0.0)
+    assert int(dcgan.step) == 1002
+
+    z = RNG.uniform(-1, 1, (4, 5)).astype(np.float32)
+    x = RNG.uniform(-1, 1, (4, size, size, c_dim)).astype(np.float32)
+    generated, logits = networks.run("generated", z=z), networks.run("logits", images=x)
+    assert generated.std() > 0.05 and logits.std() > 0.05 and np.abs(generated).max() < 1
+    np.testing.assert_allclose(dcgan.sampler(z, training=False), generated, atol=1e-5)
+    np.testing.assert_allclose(dcgan.discriminator(x, training=False), logits, atol=1e-5)
+
+
+def write(directory, shapes, step=60502):
+    """Write variables of these shapes, the k-th of them full of k, under the name of the original's checkpoints."""
+    tensors = [tf.fill(shape, float(k)) for k, shape in enumerate(shapes.values())]
+    tf.raw_ops.SaveV2(
+        prefix=str(directory / f"DCGAN.model-{step}"),
+        tensor_names=list(shapes),
+        shape_and_slices=[""] * len(shapes),
+        tensors=tensors,
+    )
+
+
+def published():
+    """The variables of the face model that came with the original code."""
+    shapes = {"generator/g_h0_lin/Matrix": (100, 8192), "generator/g_h0_lin/bias": (8192,)}
+    for i, (inputs, outputs) in enumerate([(512, 256), (256, 128), (128, 64), (64, 3)], 1):
+        shapes |= {f"generator/g_h{i}/w": (5, 5, outputs, inputs), f"generator/g_h{i}/biases": (outputs,)}
+    for i, (inputs, outputs) in enumerate([(3, 64), (64, 128), (128, 256), (256, 512)]):
+        shapes |= {f"discriminator/d_h{i}_conv/w": (5, 5, inputs, outputs)}
+        shapes |= {f"discriminator/d_h{i}_conv/biases": (outputs,)}
+    norms = {f"generator/g_bn{i}": 512 // 2**i for i in range(4)}
+    norms |= {f"discriminator/d_bn{i}": 64 * 2**i for i in range(1, 4)}
+    for name, channels in norms.items():
+        shapes |= {f"{name}/{part}": (channels,) for part in ("beta", "gamma", "moving_mean", "moving_variance")}
+    return shapes | {"discriminator/d_h3_lin/Matrix": (8192, 1), "discriminator/d_h3_lin/bias": (1,)}
+
+
+def test_the_published_model_fits(tmp_path):
+    shapes = published()
+    write(tmp_path, shapes)
+    dcgan = DCGAN.load(tmp_path)
+    assert dcgan.architecture == dict(image_size=64, c_dim=3, z_dim=100, gf_dim=64, df_dim=64, ema=0.0)
+    assert int(dcgan.step) == 60502
+    values = [float(np.unique(v).item()) for v in dcgan.generator.variables + dcgan.discriminator.variables]
+    assert sorted(values) == list(range(len(shapes)))
+
+
+def tiny():
+    """The variables of a model of TINY."""
+    shapes = {"g_h0_lin/Matrix": (5, 256), "g_h0_lin/bias": (256,), "d_h1_lin/Matrix": (256, 1), "d_h1_lin/bias": (1,)}
+    shapes |= {"g_h1/w": (5, 5, 8, 16), "g_h1/biases": (8,), "g_h2/w": (5, 5, 3, 8), "g_h2/biases": (3,)}
+    shapes |= {"d_h0_conv/w": (5, 5, 3, 8), "d_h0_conv/biases": (8,)}
+    shapes |= {"d_h1_conv/w": (5, 5, 8, 16), "d_h1_conv/biases": (16,)}
+    for name, channels in {"g_bn0": 16, "g_bn1": 8, "d_bn1": 16}.items():
+        shapes |= {f"{name}/{part}": (channels,) for part in ("beta", "gamma", "moving_mean", "moving_variance")}
+    return shapes
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        # the wider generator of the original's later code
+        ({"g_h1/w": (5, 5, 16, 16), "g_h2/w": (5, 5, 3, 16)}, r"g_h1/w should .*8, 16\), but has .*16, 16"),
+        ({"g_h0_lin/Matrix": (5, 1024)}, r"g_h0_lin/Matrix should .*5, 256\), but has .*5, 1024"),
+        ({"g_h2/w": (5, 5, 4, 8)}, r"g_h2/w should .*3, 8\), but has .*4, 8"),
+        ({"g_h3/w": (5, 5, 3, 8)}, r"g_h2/w should .*4, 8\), but has .*3, 8"),
+        ({"d_h1_lin/Matrix": None, "d_h2_lin/Matrix": (256, 1)}, "d_h1_lin/Matrix should .*, but is missing"),
+        ({"g_h1/w": (), "g_h2/w": None, "d_h0_conv/w": (8,)}, r"g_h0_lin/Matrix should .*, but has .*5, 256"),
+        (dict.fromkeys(tiny()) | {"dense/kernel": (3, 3), "step": ()}, "g_h0_lin/Matrix should .*, but is missing"),
+    ],
+)
+def test_other_networks_are_told_by_the_first_variable_that_does_not_fit(tmp_path, changes, message):
+    write(tmp_path, tiny())
+    assert DCGAN.load(tmp_path).architecture == dict(**TINY, ema=0.0)
+    write(tmp_path, {name: shape for name, shape in (tiny() | changes).items() if shape is not None})
+    with pytest.raises(utils.UserError, match=f"DCGAN.model-60502: {message}"):
+        DCGAN.load(tmp_path)
+
+
+def test_a_damaged_file_is_named(original, tmp_path):
+    _, networks, _ = original
+    for version, name in (("V1", "DCGAN.model-7"), ("V2", "DCGAN.model-8.data-00000-of-00001")):
+        path = tmp_path / name
+        networks.save(tmp_path, int(name[12]), getattr(V1.train.SaverDef, version))
+        path.write_bytes(path.read_bytes()[:5000])
+        with pytest.raises(utils.UserError, match=f"{name[:13]}: damaged"):
+            DCGAN.load(tmp_path)
+
+
+# the scripts
+
+
+def test_complete_with_an_original_model(original, folder, tmp_path):
+    home, networks, _ = original
+    flags = ["--checkpointDir", home, "--nIter", 3, "--candidates", 50, "--outDir", tmp_path / "out"]
+    done = run("complete.py", folder, *flags, cwd=tmp_path)
+    assert f"model: {home}, step 500" in done.stdout
+    generated = networks.run("generated", z=np.load(tmp_path / "out/z.npy"))
+    with Image.open(tmp_path / "out/hats_imgs/0003.png") as grid:
+        assert np.abs(np.asarray(grid, int) - utils.image_grid(generated)).max() <= 1
