@@ -550,6 +550,12 @@ class DCGAN:
         dcgan.refresh_average()
         return dcgan
 
+    def start_from(self, other):
+        """Take over the weights of another DCGAN: those its samples are drawn with, and its discriminator's."""
+        for network in filter(None, (self.generator, self.averaged)):
+            network.set_weights(other.sampler.get_weights())
+        self.discriminator.set_weights(other.discriminator.get_weights())
+
 
 def restore(checkpoint, checkpoint_dir):
     """Read the newest good checkpoint of a directory; each that is damaged is named on standard error.

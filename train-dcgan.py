@@ -25,6 +25,7 @@ def parse_args():
     add("--epoch", type=count, default=25, help="epochs in all, those before a resume included (%(default)s)")
     add("--train_size", type=count, metavar="N", help="use N of the images, drawn by --seed (all)")
     add("--checkpoint_dir", metavar="DIR", default="checkpoints/mine", help="where the model is kept (%(default)s)")
+    add("--init", metavar="DIR", help="start a new run from the weights of the model kept there")
     add("--sample_dir", metavar="DIR", default="samples", help="where sample grids go (%(default)s)")
     add("--log_dir", metavar="DIR", default="logs", help="where TensorBoard's record goes (%(default)s)")
     add("--cache_mb", type=utils.number(int, 0), metavar="MB", default=1024, help="memory for images (%(default)s)")
@@ -56,18 +57,30 @@ def parse_args():
 
 
 def settings(args):
-    """The settings of this run: the flags given, then what the model was trained with, then the defaults."""
-    resumed = bool(utils.find_checkpoints(args.checkpoint_dir))
-    saved = utils.read_config(args.checkpoint_dir) if resumed else {"architecture": {}, "training": {}}
+    """The settings of this run: the flags given, then what the model was trained with, then the defaults.
+
+    A new run with --init has that model's architecture, but may average the generator otherwise.
+    """
+    resumed, saved = bool(utils.find_checkpoints(args.checkpoint_dir)), {"architecture": {}, "training": {}}
+    if resumed:
+        saved = utils.read_config(args.checkpoint_dir)
+    elif utils.find_original(args.checkpoint_dir):
+        raise utils.UserError(
+            f"--checkpoint_dir {args.checkpoint_dir}: holds a model of the original code; "
+            "start from its weights with --init, in another --checkpoint_dir"
+        )
+    elif args.init:
+        saved["architecture"] = read_architecture(args.init)
     config = {}
     for part, defaults in DEFAULTS.items():
         given = {name: getattr(args, name) for name in defaults if getattr(args, name) is not None}
         config[part] = defaults | {name: saved[part][name] for name in defaults if name in saved[part]} | given
+    flag = "checkpoint_dir" if resumed else "init"
     for name, value in saved["architecture"].items():
-        if config["architecture"][name] != value:
+        if config["architecture"][name] != value and (resumed or name != "ema"):
             raise utils.UserError(
-                f"--{name} {config['architecture'][name]}: the model in {args.checkpoint_dir} has {name} {value}; "
-                "leave the flag out, or choose another --checkpoint_dir"
+                f"--{name} {config['architecture'][name]}: the model in {getattr(args, flag)} has {name} {value}; "
+                f"leave the flag out, or choose another --{flag}"
             )
     precisions = saved["training"].get("precision", "float32"), config["training"]["precision"]
     if resumed and precisions[0] != precisions[1] and "mixed_float16" in precisions:
@@ -76,6 +89,17 @@ def settings(args):
             "cannot follow or be followed by another; leave the flag out, or choose another --checkpoint_dir"
         )
     return config, resumed
+
+
+def read_architecture(init):
+    """How the networks of the model to start from are built."""
+    if original := utils.find_original(init):
+        with utils.quiet_tensorflow():
+            from model import read_original
+        return read_original(original)[0]
+    if not utils.find_checkpoints(init):
+        raise utils.UserError(f"--init {init}: holds no model; choose another directory")
+    return utils.read_config(init)["architecture"]
 
 
 def main():
@@ -112,6 +136,12 @@ def train(args):
     ops.keras.utils.set_random_seed(seed)
     with ops.strategy().scope():
         dcgan = DCGAN(**architecture, precision=precision)
+    if resumed and args.init:
+        print(f"{args.checkpoint_dir}: holds a run already, --init is ignored")
+    elif args.init:
+        source = DCGAN.load(args.init)
+        dcgan.start_from(source)
+        print(f"{args.init}: starting from its weights after step {int(source.step)}")
     signal = dcgan.train(
         images,
         epoch=args.epoch,

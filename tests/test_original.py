@@ -1,9 +1,13 @@
 """Models of the original code, which was TensorFlow 1's: they are made here as it made them, and loaded."""
 
+import contextlib
+import json
+import runpy
+
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import TINY, run
+from conftest import ROOT, TINY, one_line, run
 from PIL import Image
 
 import utils
@@ -198,6 +202,19 @@ def test_a_damaged_file_is_named(original, tmp_path):
             DCGAN.load(tmp_path)
 
 
+def test_a_new_run_starts_from_what_the_samples_are_drawn_with(tiny_dcgan):
+    source = tiny_dcgan(ema=0.9)
+    source.averaged.set_weights([w + 0.1 for w in source.generator.get_weights()])
+    z, x = RNG.uniform(-1, 1, (3, 5)).astype(np.float32), RNG.uniform(-1, 1, (3, 16, 16, 3)).astype(np.float32)
+    for ema in (0.0, 0.5):
+        dcgan = DCGAN(**TINY, ema=ema)
+        dcgan.start_from(source)
+        for network in (dcgan.generator, dcgan.sampler):
+            np.testing.assert_array_equal(network(z, training=False), source.averaged(z, training=False))
+        np.testing.assert_array_equal(dcgan.discriminator(x), source.discriminator(x))
+        assert (dcgan.averaged is None) == (ema == 0) and int(dcgan.step) == 0
+
+
 # the scripts
 
 
@@ -209,3 +226,81 @@ def test_complete_with_an_original_model(original, folder, tmp_path):
     generated = networks.run("generated", z=np.load(tmp_path / "out/z.npy"))
     with Image.open(tmp_path / "out/hats_imgs/0003.png") as grid:
         assert np.abs(np.asarray(grid, int) - utils.image_grid(generated)).max() <= 1
+
+
+def test_a_run_from_an_original_model(original, folder, tmp_path):
+    home, _, variables = original
+    flags = ["--dataset", folder, "--init", home, "--batch_size", 4, "--seed", 3, "--ema", 0.9]
+    done = run("train-dcgan.py", *flags, "--epoch", 1, cwd=tmp_path)
+    assert f"{home}: starting from its weights after step 500" in done.stdout and "epoch 1 of 1, step 2" in done.stdout
+    config = json.loads((tmp_path / "checkpoints/mine/config.json").read_text())
+    assert config["architecture"] == dict(**TINY, ema=0.9) and config["training"]["seed"] == 3
+    first, last = DCGAN(**TINY, ema=0.9), DCGAN(**TINY, ema=0.9)
+    for dcgan, step in ((first, 0), (last, 2)):
+        state = tf.train.Checkpoint(networks=dcgan.inference_state())
+        state.restore(str(tmp_path / f"checkpoints/mine/ckpt-{step}")).expect_partial()
+    for network, layer, ours, theirs in (
+        ("generator", "g_h1", "kernel", "generator/g_h1/w"),
+        ("averaged", "g_h1", "kernel", "generator/g_h1/w"),
+        ("averaged", "g_bn1", "moving_mean", "generator/g_bn1/moving_mean"),
+        ("discriminator", "d_h1_lin", "bias", "discriminator/d_h1_lin/bias"),
+    ):
+        before, after = (getattr(getattr(d, network).get_layer(layer), ours).numpy() for d in (first, last))
+        np.testing.assert_array_equal(before, variables[theirs])
+        assert (after != before).any()
+    done = run("train-dcgan.py", *flags, "--epoch", 1, cwd=tmp_path)
+    assert "going on from where it was, --init is ignored" in done.stdout and "step 2" in done.stdout
+
+
+@pytest.fixture
+def settings(tmp_path, monkeypatch):
+    """A function that returns what train-dcgan.py makes of its flags, in a folder where `ours` holds a model."""
+    architecture, training = dict(**TINY, ema=0.9), dict(batch_size=4, seed=7)
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours/ckpt-3.index").touch()
+    (tmp_path / "ours/DCGAN.model-9.index").touch()  # ours go first
+    utils.write_json(tmp_path / "ours/config.json", dict(architecture=architecture, training=training))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(utils, "quiet_tensorflow", contextlib.nullcontext)  # it would tell later scripts to be loud
+    script = runpy.run_path(str(ROOT / "train-dcgan.py"))
+
+    def make(*flags):
+        monkeypatch.setattr("sys.argv", ["train-dcgan.py", "--dataset", "images", *map(str, flags)])
+        config, resumed = script["settings"](script["parse_args"]()[1])
+        return config["architecture"], config["training"], resumed
+
+    return make
+
+
+def test_settings_of_a_run_that_starts_from_another(settings, original):
+    home, *_ = original
+    _, training, _ = settings()
+    assert settings("--init", "ours") == (dict(**TINY, ema=0.9), training, False)
+    assert settings("--init", "ours", "--ema", 0, "--seed", 2) == (dict(**TINY, ema=0.0), training | {"seed": 2}, False)
+    assert settings("--init", home, "--gf_dim", 8) == (dict(**TINY, ema=0.0), training, False)
+    resumed = dict(**TINY, ema=0.9), training | dict(batch_size=4, seed=7), True
+    assert settings("--checkpoint_dir", "ours", "--init", "nowhere") == resumed
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--init", "nowhere"], "--init nowhere: holds no model"),
+        (
+            ["--init", "original", "--image_size", 32],
+            "--image_size 32: the model in original has image_size 16.*--init",
+        ),
+        (["--init", "ours", "--z_dim", 7], "--z_dim 7: the model in ours has z_dim 5.*--init"),
+        (["--checkpoint_dir", "original"], "--checkpoint_dir original: .* --init"),
+    ],
+)
+def test_settings_that_contradict(settings, original, tmp_path, flags, message):
+    (tmp_path / "original").symlink_to(original[0])
+    with pytest.raises(utils.UserError, match=message):
+        settings(*flags)
+
+
+def test_other_networks_are_one_line_for_both_scripts(folder, tmp_path):
+    write(tmp_path, tiny() | {"g_h1/w": (5, 5, 16, 16)})
+    for flags in (["train-dcgan.py", "--init", tmp_path, "--dataset"], ["complete.py", "--checkpointDir", tmp_path]):
+        one_line(run(*flags, folder, cwd=tmp_path, status=2), "DCGAN.model-60502", "g_h1/w")
