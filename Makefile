@@ -1,6 +1,17 @@
 PYTHON ?= python3
+# photos for the demo: two portraits in the public domain, or one's own
+PHOTOS ?= .venv/photos
+DEMO := demo/$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: test format clean
+.PHONY: demo test format clean
+
+demo: .venv/photos
+	mkdir -p $(DEMO)
+	.venv/bin/python align.py "$(PHOTOS)" $(DEMO)/aligned
+	.venv/bin/python complete.py $(DEMO)/aligned --checkpointDir checkpoints/faces-64 --refine 10 \
+		--outDir $(DEMO)/completed --log_dir $(DEMO)/logs
+	@echo "the faces, the hole and what fills it: $(DEMO)/completed/summary.png"
+	@echo "the search as a film:                  $(DEMO)/completed/completion.gif"
 
 test: .venv/installed
 	.venv/bin/ruff check
@@ -10,6 +21,16 @@ test: .venv/installed
 format: .venv/installed
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
+
+.venv/photos: .venv/demo
+	mkdir -p $@
+	.venv/bin/python -c "import skimage; skimage.io.imsave('$@/astronaut.png', skimage.data.astronaut())"
+	cp "$$(.venv/bin/python -c "import matplotlib; print(matplotlib.get_data_path())")/sample_data/grace_hopper.jpg" $@
+
+.venv/demo: requirements.txt requirements-demo.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet -r requirements-demo.txt
+	touch $@
 
 .venv/installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv .venv

@@ -511,26 +511,21 @@ class DCGAN:
     # checkpoints
 
     def inference_state(self):
-        """What completion needs, as a tf.train.Checkpoint: the weights of each network under its layers' names."""
+        """What completion needs: the step, and the weights of each network under its layers' names."""
         networks = {"generator": self.generator, "discriminator": self.discriminator, "averaged": self.averaged}
-        return tf.train.Checkpoint(
-            **{
-                name: tf.train.Checkpoint(**{layer.name: layer for layer in network.layers if layer.weights})
-                for name, network in networks.items()
-                if network is not None
-            }
-        )
+        networks = {
+            name: tf.train.Checkpoint(**{layer.name: layer for layer in network.layers if layer.weights})
+            for name, network in networks.items()
+            if network is not None
+        }
+        return tf.train.Checkpoint(networks=tf.train.Checkpoint(**networks), step=self.step)
 
     def training_state(self):
-        """What a resumed run needs: the networks, both optimizers, and how far the run had come."""
-        return tf.train.Checkpoint(
-            networks=self.inference_state(),
-            d_optimizer=self.d_optimizer,
-            g_optimizer=self.g_optimizer,
-            step=self.step,
-            epoch=self.epoch,
-            seen=self.seen,
-        )
+        """What a resumed run needs: that, both optimizers, and how far the run had come."""
+        state = self.inference_state()
+        state.d_optimizer, state.g_optimizer = self.d_optimizer, self.g_optimizer
+        state.epoch, state.seen = self.epoch, self.seen
+        return state
 
     @classmethod
     def load(cls, checkpoint_dir):
@@ -544,11 +539,28 @@ class DCGAN:
             dcgan.step.assign(int(original.rpartition("-")[2]))
             assign_original(dcgan, weights, original)
             return dcgan
-        dcgan = cls(**utils.read_config(checkpoint_dir)["architecture"])
-        state = tf.train.Checkpoint(networks=dcgan.inference_state(), step=dcgan.step)
-        restore(state, checkpoint_dir).expect_partial()
-        dcgan.refresh_average()
+        config = utils.read_config(checkpoint_dir)
+        stored = cls(**config["architecture"], precision=config["weights"])
+        restore(stored.inference_state(), checkpoint_dir).expect_partial()
+        if config["weights"] == "float32":
+            stored.refresh_average()
+            return stored
+        dcgan = cls(**config["architecture"])
+        dcgan.start_from(stored)
+        dcgan.step.assign(stored.step)
         return dcgan
+
+    def export(self, directory):
+        """Write what completion and --init need to a new directory: the sampler and D, once, at half precision.
+
+        That is a seventh of what a training run keeps. Raises utils.UserError if the directory is not empty.
+        """
+        directory = utils.make_directory(directory, "export", empty=True)
+        half = DCGAN(**{**self.architecture, "ema": 0.0}, precision="float16")
+        half.start_from(self)
+        half.step.assign(self.step)
+        utils.write_json(directory / "config.json", {"architecture": half.architecture, "weights": "float16"})
+        save(half.inference_state(), directory, int(half.step), keep=1)
 
     def start_from(self, other):
         """Take over the weights of another DCGAN: those its samples are drawn with, and its discriminator's."""

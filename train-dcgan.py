@@ -64,6 +64,11 @@ def settings(args):
     resumed, saved = bool(utils.find_checkpoints(args.checkpoint_dir)), {"architecture": {}, "training": {}}
     if resumed:
         saved = utils.read_config(args.checkpoint_dir)
+        if saved["weights"] != "float32":
+            raise utils.UserError(
+                f"--checkpoint_dir {args.checkpoint_dir}: holds weights without the state of their training; "
+                "start from them with --init, in another --checkpoint_dir"
+            )
     elif utils.find_original(args.checkpoint_dir):
         raise utils.UserError(
             f"--checkpoint_dir {args.checkpoint_dir}: holds a model of the original code; "

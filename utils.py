@@ -300,7 +300,7 @@ def find_original(checkpoint_dir):
 
 
 def read_config(checkpoint_dir):
-    """The config.json of a checkpoint directory: a dict of the dicts "architecture" and "training".
+    """The config.json of a checkpoint directory: "architecture" and "training", dicts, and the type of its "weights".
 
     Raises UserError, naming the file, if it is missing or damaged, or does not say how the networks are built.
     """
@@ -308,6 +308,7 @@ def read_config(checkpoint_dir):
     try:
         config = json.loads(path.read_text())
         config["architecture"] = {name: config["architecture"][name] + 0 for name in ARCHITECTURE}  # numbers they are
-        return {"architecture": config["architecture"], "training": dict(config.get("training", {}))}
+        training, weights = dict(config.get("training", {})), config.get("weights", "float32")
+        return {"architecture": config["architecture"], "training": training, "weights": weights}
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path}: is not as train-dcgan.py writes it ({error!r})") from error

@@ -609,6 +609,25 @@ def test_load_for_completion(tiny_dcgan, tmp_path):
     np.testing.assert_allclose(after.discriminator(x), before.discriminator(x), atol=1e-5)
 
 
+def test_an_exported_model_draws_nearly_the_same(tiny_dcgan, tmp_path):
+    before = trained(tiny_dcgan, tmp_path / "run")
+    before.refresh_average()
+    before.export(tmp_path / "small")
+    after = DCGAN.load(tmp_path / "small")
+    assert int(after.step) == 2 and after.averaged is None
+    z, x = zs(3), images(3)
+    for ours, theirs in ((after.generator(z), before.averaged(z)), (after.discriminator(x), before.discriminator(x))):
+        np.testing.assert_allclose(ours, theirs, rtol=0.01, atol=0.01)
+        assert ours.dtype == tf.float32 and not np.array_equal(ours, theirs)
+    for variable, exact in zip(after.generator.variables, before.averaged.variables, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), exact.numpy().astype(np.float16))
+    weights = sum(v.numpy().size for v in after.generator.variables + after.discriminator.variables)
+    files = [path.stat().st_size for path in (tmp_path / "small").glob("*.data*")]
+    assert len(files) == 1 and files[0] < 2.5 * weights + 5000
+    with pytest.raises(utils.UserError, match="is not empty"):
+        before.export(tmp_path / "small")
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tiny_dcgan, tmp_path, capsys):
     trained(tiny_dcgan, tmp_path, steps=2)
     trained(tiny_dcgan, tmp_path, steps=10)

@@ -237,7 +237,7 @@ def test_a_run_from_an_original_model(original, folder, tmp_path):
     assert config["architecture"] == dict(**TINY, ema=0.9) and config["training"]["seed"] == 3
     first, last = DCGAN(**TINY, ema=0.9), DCGAN(**TINY, ema=0.9)
     for dcgan, step in ((first, 0), (last, 2)):
-        state = tf.train.Checkpoint(networks=dcgan.inference_state())
+        state = dcgan.inference_state()
         state.restore(str(tmp_path / f"checkpoints/mine/ckpt-{step}")).expect_partial()
     for network, layer, ours, theirs in (
         ("generator", "g_h1", "kernel", "generator/g_h1/w"),
@@ -249,7 +249,7 @@ def test_a_run_from_an_original_model(original, folder, tmp_path):
         np.testing.assert_array_equal(before, variables[theirs])
         assert (after != before).any()
     done = run("train-dcgan.py", *flags, "--epoch", 1, cwd=tmp_path)
-    assert "going on from where it was, --init is ignored" in done.stdout and "step 2" in done.stdout
+    assert "holds a run already, --init is ignored" in done.stdout and "step 2" in done.stdout
 
 
 @pytest.fixture
