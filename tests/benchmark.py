@@ -1,45 +1,105 @@
-"""How much of the compiled training step's speed reaches the user of train-dcgan.py.
+"""How fast the training step is, on this machine, beside other ways to write it, and what of it reaches the user.
 
+    pip install -r requirements-benchmark.txt
     python tests/benchmark.py --dataset data/mine/aligned
 
-Runs train() with its input pipeline, progress bar, TensorBoard record and samples, and in turn with it, in blocks of
-20 steps, the same compiled step on one batch that stays in memory. Prints images/s of both and their ratio.
+Times in turn, in blocks of steps, at 64x64 with batches of 64:
+
+- train() with its input pipeline, progress bar, TensorBoard record and samples;
+- the compiled step alone, on one batch that stays in memory, in each precision;
+- the same networks and updates as a plain port to Keras would write them, and as PyTorch's users do, eager and with
+  torch.compile: each update computes all that it needs, the step here shares G(z) between D's update and G's first;
+- a limit: no faster than the step's multiplications at the rate of a product of two large matrices.
+
+Prints a Markdown table: the median images/s of the blocks, and the medians of their ratio to the float32 step and to
+the limit of the same round, so that what slows the machine for a while counts little.
 """
 
 import argparse
-import resource
+import os
 import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import benchmark_keras
+import keras
 import tensorflow as tf
 
 import ops
 from dataset import ImageFolder
 from model import DCGAN
 
-BLOCK = 20
+try:
+    import benchmark_torch
+    import torch
+except ModuleNotFoundError:
+    torch = None
+
+ARCHITECTURE = dict(image_size=64, c_dim=3, z_dim=100, gf_dim=64, df_dim=64, ema=0.999)
+TRAINING = dict(learning_rate=0.0002, beta1=0.5)
+PRECISIONS = ("float32",)
+# of the convolutions and linear layers, for each image, two for each multiply-add, padding counted: D's update takes
+# one pass through G, two through D and their gradient to the weights and, but for the first layer, the inputs; each of
+# G's takes a pass through D and its gradient to the inputs, and that of G to the weights and inputs; the second a pass
+# through G too
+FLOP = 5.18e9
+REFERENCE = "step, float32"
+
+
+def our_step(batch_size, precision):
+    """The compiled step of train(), as a function of no arguments that returns G's loss."""
+    dcgan = DCGAN(**ARCHITECTURE)
+    dcgan.prepare_training(**TRAINING)
+    compiled = tf.function(dcgan.train_step)
+    images = tf.random.uniform((batch_size, 64, 64, 3), -1, 1)
+    z = tf.random.uniform((batch_size, 100), -1, 1)
+    return lambda: compiled(images, z)["g_loss"]
+
+
+def images_per_second(step, batch_size, count):
+    """Images/s of `count` calls of a step."""
+    start = time.monotonic()
+    for _ in range(count):
+        loss = step()
+    float(loss)  # waits for the last
+    return count * batch_size / (time.monotonic() - start)
+
+
+def limit(dtype, size=4096, count=4):
+    """Images/s of a step that were nothing but its multiplications, at the rate of a matrix product."""
+    matrix = tf.cast(tf.random.normal((size, size)), dtype)
+    tf.matmul(matrix, matrix)
+    start = time.monotonic()
+    for _ in range(count):
+        product = tf.matmul(matrix, matrix)
+    float(product[0, 0])
+    return count * 2 * size**3 / (time.monotonic() - start) / FLOP
+
+
+def machine():
+    """A line on what the numbers depend on."""
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    names = [line.split(": ")[1] for line in cpuinfo.splitlines() if line.startswith("model name")]
+    versions = [f"{module.__name__} {module.__version__}" for module in (tf, keras, torch) if module]
+    return ", ".join([*names[:1], f"{os.cpu_count()} cores", *versions])
 
 
 class TimedDCGAN(DCGAN):
-    """A DCGAN whose train() stops after every block of steps to time as many bare ones."""
+    """A DCGAN whose train() stops after every block of steps to time the others."""
 
     def report(self, step, outputs, bar):
         super().report(step, outputs, bar)
-        self.count += 1
-        if self.count % BLOCK:
+        if step % self.steps:
             return
-        now = time.monotonic()
-        self.train_seconds.append(now - self.block_start)
-        for _ in range(BLOCK):
-            losses = self.bare_step(*self.batch)
-        float(losses["g_loss"])
-        self.bare_seconds.append(time.monotonic() - now)
-        self.step.assign(step)  # which the average of the generator goes by
+        float(outputs["g_loss"])
+        rates = {"train(), float32": self.steps * len(outputs["z"]) / (time.monotonic() - self.block_start)}
+        rates |= {name: measure() for name, measure in self.others.items()}
+        self.rounds.append(rates)
         self.block_start = time.monotonic()
 
 
@@ -47,37 +107,49 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--blocks", type=int, default=11, help="blocks of each kind; the first is not counted")
+    parser.add_argument("--steps", type=int, default=20, help="steps in a block")
     parser.add_argument("--batch_size", type=int, default=64)
     args = parser.parse_args()
     print(ops.use_device())
+    print(machine())
+    if not torch:
+        print("PyTorch is not installed, so its rows are left out: see requirements-benchmark.txt")
 
-    images = ImageFolder(args.dataset, 64, 3, train_size=args.blocks * BLOCK * args.batch_size)
-    dcgan = TimedDCGAN(image_size=64, c_dim=3, z_dim=100, gf_dim=64, df_dim=64, ema=0.999)
-    dcgan.batch = (
-        tf.random.uniform((args.batch_size, 64, 64, 3), -1, 1),
-        tf.random.uniform((args.batch_size, 100), -1, 1),
-    )
-    dcgan.bare_step = tf.function(dcgan.train_step)
-    dcgan.count, dcgan.train_seconds, dcgan.bare_seconds, dcgan.block_start = 0, [], [], time.monotonic()
+    steps = {f"step, {precision}": our_step(args.batch_size, precision) for precision in PRECISIONS}
+    steps["plain port to Keras, float32"] = benchmark_keras.train_step(args.batch_size)
+    if torch:
+        steps["PyTorch, float32"] = benchmark_torch.train_step(args.batch_size, compiled=False)
+        steps["PyTorch with torch.compile, float32"] = benchmark_torch.train_step(args.batch_size, compiled=True)
+    for step in steps.values():
+        step()  # compiles it
+
+    count = args.blocks * args.steps * args.batch_size
+    images = ImageFolder(args.dataset, 64, 3, train_size=count)
+    dcgan = TimedDCGAN(**ARCHITECTURE)
+    dcgan.others = {name: partial(images_per_second, step, args.batch_size, args.steps) for name, step in steps.items()}
+    dcgan.others |= {f"limit, {dtype}": partial(limit, dtype) for dtype in ("float32", "bfloat16")}
+    dcgan.steps, dcgan.rounds, dcgan.block_start = args.steps, [], time.monotonic()
     with tempfile.TemporaryDirectory() as home:
         dcgan.train(
             images,
-            epoch=-(-args.blocks * BLOCK * args.batch_size // len(images)),
+            epoch=-(-count // len(images)),
             batch_size=args.batch_size,
-            learning_rate=0.0002,
-            beta1=0.5,
+            **TRAINING,
             seed=0,
             flip=True,
             checkpoint_dir=home,
             sample_dir=home,
             log_dir=home,
         )
-    train, bare = dcgan.train_seconds[1:], dcgan.bare_seconds[1:]
-    for name, seconds in (("train()", train), ("bare step", bare)):
-        print(f"{name:10} {BLOCK * args.batch_size / statistics.median(seconds):7.1f} images/s")
-    ratio = statistics.median(b / t for t, b in zip(train, bare, strict=True))
-    print(f"ratio      {ratio:7.3f} (median of {len(train)} pairs)")
-    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GB")
+    rounds = dcgan.rounds[1:]
+    print("\n| | images/s | of the float32 step | of the limit |\n|---|---|---|---|")
+    for name in rounds[0]:
+        ceiling = "limit, bfloat16" if "bfloat16" in name else "limit, float32"
+        rate, *ratios = (
+            statistics.median(rates[name] / (rates[other] if other else 1) for rates in rounds)
+            for other in (None, REFERENCE, ceiling)
+        )
+        print(f"| {name} | {rate:.1f} | {ratios[0]:.2f} | {ratios[1]:.2f} |")
 
 
 if __name__ == "__main__":
