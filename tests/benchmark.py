@@ -115,6 +115,7 @@ def main():
     if not torch:
         print("PyTorch is not installed, so its rows are left out: see requirements-benchmark.txt")
 
+    # all in one process: threads that spin after a block do so for milliseconds, and PyTorch was as fast in its own
     steps = {f"step, {precision}": our_step(args.batch_size, precision) for precision in PRECISIONS}
     steps["plain port to Keras, float32"] = benchmark_keras.train_step(args.batch_size)
     if torch:
