@@ -6,7 +6,8 @@
 Times in turn, in blocks of steps, at 64x64 with batches of 64:
 
 - train() with its input pipeline, progress bar, TensorBoard record and samples;
-- the compiled step alone, on one batch that stays in memory, in each precision;
+- the compiled step alone, on one batch that stays in memory, in each precision, and by two replicas, here on two
+  halves of one CPU, each with half of the batch: what is lost is what working together costs;
 - the same networks and updates as a plain port to Keras would write them, and as PyTorch's users do, eager and with
   torch.compile: each update computes all that it needs, the step here shares G(z) between D's update and G's first;
 - a limit: no faster than the step's multiplications at the rate of a product of two large matrices.
@@ -42,7 +43,7 @@ except ModuleNotFoundError:
 
 ARCHITECTURE = dict(image_size=64, c_dim=3, z_dim=100, gf_dim=64, df_dim=64, ema=0.999)
 TRAINING = dict(learning_rate=0.0002, beta1=0.5)
-PRECISIONS = ("float32",)
+PRECISIONS = ("float32", "mixed_bfloat16")
 # of the convolutions and linear layers, for each image, two for each multiply-add, padding counted: D's update takes
 # one pass through G, two through D and their gradient to the weights and, but for the first layer, the inputs; each of
 # G's takes a pass through D and its gradient to the inputs, and that of G to the weights and inputs; the second a pass
@@ -53,7 +54,7 @@ REFERENCE = "step, float32"
 
 def our_step(batch_size, precision):
     """The compiled step of train(), as a function of no arguments that returns G's loss."""
-    dcgan = DCGAN(**ARCHITECTURE)
+    dcgan = DCGAN(**ARCHITECTURE, precision=precision)
     dcgan.prepare_training(**TRAINING)
     compiled = tf.function(dcgan.train_step)
     images = tf.random.uniform((batch_size, 64, 64, 3), -1, 1)
@@ -92,6 +93,9 @@ def machine():
 class TimedDCGAN(DCGAN):
     """A DCGAN whose train() stops after every block of steps to time the others."""
 
+    def evaluate(self, *args):
+        """Left out: it is not of the step."""
+
     def report(self, step, outputs, bar):
         super().report(step, outputs, bar)
         if step % self.steps:
@@ -110,6 +114,8 @@ def main():
     parser.add_argument("--steps", type=int, default=20, help="steps in a block")
     parser.add_argument("--batch_size", type=int, default=64)
     args = parser.parse_args()
+    two = [tf.config.LogicalDeviceConfiguration()] * 2
+    tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], two)
     print(ops.use_device())
     print(machine())
     if not torch:
@@ -117,6 +123,8 @@ def main():
 
     # all in one process: threads that spin after a block do so for milliseconds, and PyTorch was as fast in its own
     steps = {f"step, {precision}": our_step(args.batch_size, precision) for precision in PRECISIONS}
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        steps["step, float32, two replicas"] = our_step(args.batch_size, "float32")
     steps["plain port to Keras, float32"] = benchmark_keras.train_step(args.batch_size)
     if torch:
         steps["PyTorch, float32"] = benchmark_torch.train_step(args.batch_size, compiled=False)
