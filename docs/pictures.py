@@ -1,0 +1,45 @@
+#!/usr/bin/env python3
+"""Draw the README's pictures of the model that ships with it: completions of portraits, and samples.
+
+make demo
+.venv/bin/python docs/pictures.py demo/*/aligned
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+import masks
+import ops
+import utils
+from model import DCGAN
+
+HOME = Path(__file__).resolve().parent
+HOLES = {"center": {}, "left": {}, "bottom": {}, "random": {"fraction": 0.8}, "grid": {}}
+
+
+def main(aligned):
+    """Complete each face of a folder with every hole, and draw samples."""
+    dcgan = DCGAN.load(utils.SHIPPED)
+    faces = utils.to_float(
+        [utils.read_image(path, dcgan.image_size, dcgan.c_dim) for path in utils.find_images(aligned)]
+    )
+    images = np.repeat(faces, len(HOLES), axis=0)
+    holes = [masks.make(kind, dcgan.image_size, seed=(0, 0), **options) for kind, options in HOLES.items()]
+    holes = np.tile(holes, (len(faces), 1, 1, 1))
+    *_, last = dcgan.complete(images, holes)
+    refined = dcgan.refine(images, holes, last.z, 10)
+    completed = np.stack([masks.poisson_blend(*each) for each in zip(images, refined, holes, strict=True)])
+    views = {"original": images, "known": np.where(holes > 0, images, 1), "nearest G(z)": last.generated}
+    views["completed"] = completed
+    utils.write_image(HOME / "completions.png", utils.labelled_rows(views))
+
+    samples = dcgan.sampler(ops.random_z((48, dcgan.z_dim), 0, "s"), training=False)
+    utils.write_image(HOME / "samples.png", utils.image_grid(samples, columns=12))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
