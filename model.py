@@ -28,7 +28,8 @@ import utils
 
 CHECKPOINT_SECONDS = 300
 SCALARS_EVERY, HISTOGRAMS_EVERY, SAMPLES_EVERY = 10, 100, 200  # steps
-EVALUATED_IMAGES, STEPS_BETWEEN_EVALUATIONS = 2048, 100
+EPOCH_STEPS = 100  # an epoch's end is marked when the last was at least so many steps ago
+EVALUATED_IMAGES = 2048
 
 
 class Completion(NamedTuple):
@@ -205,12 +206,12 @@ class DCGAN:
     ):
         """Train on `images` (a dataset.ImageFolder) until `epoch` epochs are done, those of earlier runs included.
 
-        Goes on from the newest checkpoint of `checkpoint_dir`, and writes one every five minutes, at each epoch's end
-        and when SIGINT, SIGTERM or SIGHUP asks it to stop; config.json beside it says what it was trained with. At the
-        end of the run, of each epoch (100 steps apart at least) and every `eval_every` steps it compares samples with
-        real images, and keeps the checkpoint with the nearest in `checkpoint_dir`/best. Writes a sample grid to
-        `sample_dir` every 200 steps and the TensorBoard record to a folder of this run's own below `log_dir`.
-        `jit_compile` compiles the step with XLA, for one replica. Returns the signal that ended it, or None.
+        Goes on from the newest checkpoint of `checkpoint_dir`, and writes one every five minutes and when SIGINT,
+        SIGTERM or SIGHUP asks it to stop; config.json beside it says what it was trained with. At the end of the run,
+        of each epoch (100 steps apart at least) and every `eval_every` steps it saves too, compares samples with real
+        images, and keeps the checkpoint with the nearest in `checkpoint_dir`/best. Writes a sample grid to `sample_dir`
+        every 200 steps and the TensorBoard record to a folder of this run's own below `log_dir`. `jit_compile` compiles
+        the step with XLA, for one replica. Returns the signal that ended it, or None.
 
         Raises utils.UserError if a checkpoint cannot be read or written, if a loss or a weight is not finite any more,
         or if too many images can no longer be read.
@@ -258,7 +259,7 @@ class DCGAN:
                 tf.summary.text("run", message, step)
             shapes = (batch_size, *images.shape), (batch_size, self.z_dim)
             tf.summary.graph(train_step.get_concrete_function(*map(tf.TensorSpec, shapes)).graph)
-            saved, evaluated = time.monotonic(), step
+            saved, marked = time.monotonic(), step
             self.reported, self.shown = (step, saved), {}
             while done < epoch and not stop:
                 for batch in images.epoch(done, batch_size, seed, flip, start=seen):
@@ -273,17 +274,19 @@ class DCGAN:
                     self.report(step, {"z": z, **outputs}, bar)
                     if step % SAMPLES_EVERY == 0 or step == 1 or done == epoch:
                         self.write_samples(Path(sample_dir) / f"{name}_{step:06d}.png", step, seed)
-                    evaluate = done == epoch or not seen and step - evaluated >= STEPS_BETWEEN_EVALUATIONS
+                    evaluate = done == epoch or not seen and step - marked >= EPOCH_STEPS
                     evaluate |= bool(eval_every) and step % eval_every == 0
-                    if not seen or stop or evaluate or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                    if evaluate or stop or time.monotonic() - saved > CHECKPOINT_SECONDS:
                         self.check_finite(step, outputs, checkpoint_dir)
                         self.epoch.assign(done)
                         self.seen.assign(seen)
                         save(state, checkpoint_dir, step)
                         saved = time.monotonic()
-                    if evaluate and (distance := self.evaluate(images, step, seed, bar, stop)) is not None:
-                        keep_best(state, Path(checkpoint_dir) / "best", step, config, distance)
-                        evaluated = step
+                    if evaluate and not stop:
+                        distance = self.evaluate(images, step, seed, bar, stop)
+                        if distance is not None:
+                            keep_best(state, Path(checkpoint_dir) / "best", step, config, distance)
+                        marked = step
                     if stop:
                         break
         return stop[0] if stop else None

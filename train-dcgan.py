@@ -12,7 +12,7 @@ from pathlib import Path
 import utils
 
 DEFAULTS = {
-    "architecture": dict(image_size=64, c_dim=3, z_dim=100, gf_dim=64, df_dim=64, ema=0.0),
+    "architecture": dict(image_size=64, c_dim=3, z_dim=100, gf_dim=64, df_dim=64, ema=0.999),
     "training": dict(batch_size=64, learning_rate=0.0002, beta1=0.5, seed=0, flip=False, precision="auto"),
 }
 

@@ -401,8 +401,15 @@ def test_checkpoints_at_the_start_at_intervals_and_at_epochs_ends(folder, tmp_pa
     saved = []
     monkeypatch.setattr(model, "save", lambda state, directory, step, keep=3: saved.append(step))
     monkeypatch.setattr(model, "keep_best", lambda *_: None)
+    train(tmp_path / "short", folder)
+    assert saved == [0, 12]
+    saved.clear()
+    monkeypatch.setattr(model, "EPOCH_STEPS", 5)
     train(tmp_path / "seldom", folder)
-    assert saved == [0, 3, 6, 9, 12]
+    assert saved == [0, 6, 12]
+    saved.clear()
+    train(tmp_path / "evaluated", folder, eval_every=4)
+    assert saved == [0, 4, 8, 12]
     saved.clear()
     monkeypatch.setattr(model, "CHECKPOINT_SECONDS", 0)
     train(tmp_path / "often", folder)

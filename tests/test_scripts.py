@@ -99,7 +99,7 @@ def test_a_full_disk_stops_the_run_in_one_line(trained, tmp_path):
     shutil.copytree(trained / "checkpoints/mine", tmp_path / "ck")
     files = sorted((tmp_path / "ck").glob("ckpt-*"))
     done = subprocess.run(
-        command("train-dcgan.py", "--dataset", trained / "images", "--epoch", 9, "--checkpoint_dir", "ck"),
+        command("train-dcgan.py", "--dataset", trained / "images", "--epoch", 7, "--checkpoint_dir", "ck"),
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -119,7 +119,7 @@ def test_what_a_killed_save_left_is_cleared_away(trained, tmp_path):
     done = run("train-dcgan.py", "--dataset", trained / "images", "--epoch", 7, "--checkpoint_dir", "ck", cwd=tmp_path)
     assert "ck: goes on from step 12; what an earlier run did after it is done again" in done.stdout
     names = {path.name.split(".")[0] for path in (tmp_path / "ck").glob("ckpt-*")}
-    assert names == {"ckpt-10", "ckpt-12", "ckpt-14"}
+    assert names == {"ckpt-0", "ckpt-12", "ckpt-14"}
     (log,) = (tmp_path / "logs").iterdir()
     (event,) = events(log).Tensors("run")
     assert event.step == 12 and b"goes on from step 12" in tf.make_ndarray(event.tensor_proto).item()
