@@ -29,7 +29,7 @@ import utils
 CHECKPOINT_SECONDS = 300
 SCALARS_EVERY, HISTOGRAMS_EVERY, SAMPLES_EVERY = 10, 100, 200  # steps
 EPOCH_STEPS = 100  # an epoch's end is marked when the last was at least so many steps ago
-EVALUATED_IMAGES = 2048
+EVALUATED_IMAGES, EVALUATED_PIXELS = 2048, 2**25  # at most, so that large images fit into memory
 
 
 class Completion(NamedTuple):
@@ -330,17 +330,18 @@ class DCGAN:
         when modes collapse. Of the generator, and of the averaged one too. Returns the swd of the sampler; None if
         `stop` asked to leave.
         """
-        count = min(EVALUATED_IMAGES, len(images))
+        count = min(EVALUATED_IMAGES, EVALUATED_PIXELS // self.image_size**2, len(images))
         chosen = np.random.default_rng((seed, ord("r"))).choice(len(images), count, replace=False)
         real = np.stack([images.read(i) for i in chosen])
         z = ops.random_z((count, self.z_dim), seed, "e")
+        parts = [slice(i, i + 64) for i in range(0, count, 64)]
         self.refresh_average()
         for name, network in {"generator": self.generator, "averaged": self.averaged}.items():
             if network is None:
                 continue
-            parts = [network(z[i : i + 64], training=False) for i in range(0, count, 64)]
-            generated = utils.to_uint8(np.concatenate(parts))
-            ms_ssim = float(np.mean(ops.ms_ssim(generated, np.roll(generated, 1, axis=0))))
+            generated = utils.to_uint8(np.concatenate([network(z[part], training=False) for part in parts]))
+            others = np.roll(generated, 1, axis=0)
+            ms_ssim = float(np.mean(np.concatenate([ops.ms_ssim(generated[part], others[part]) for part in parts])))
             distances = {}
             for side, distance in metrics.sliced_wasserstein(real, generated):
                 if stop:
