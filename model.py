@@ -272,16 +272,18 @@ class DCGAN:
                     bar.set_description(f"epoch {done + bool(seen)}/{epoch} step {step}", refresh=False)
                     bar.update(batch_size)
                     self.report(step, {"z": z, **outputs}, bar)
-                    if step % SAMPLES_EVERY == 0 or step == 1 or done == epoch:
-                        self.write_samples(Path(sample_dir) / f"{name}_{step:06d}.png", step, seed)
                     evaluate = done == epoch or not seen and step - marked >= EPOCH_STEPS
                     evaluate |= bool(eval_every) and step % eval_every == 0
-                    if evaluate or stop or time.monotonic() - saved > CHECKPOINT_SECONDS:
-                        self.check_finite(step, outputs, checkpoint_dir)
+                    keep = evaluate or stop or time.monotonic() - saved > CHECKPOINT_SECONDS
+                    if keep or step % SCALARS_EVERY == 0:
+                        self.check_finite(step, outputs, checkpoint_dir, weights=keep)
+                    if keep:
                         self.epoch.assign(done)
                         self.seen.assign(seen)
                         save(state, checkpoint_dir, step)
                         saved = time.monotonic()
+                    if step % SAMPLES_EVERY == 0 or step == 1 or done == epoch:
+                        self.write_samples(Path(sample_dir) / f"{name}_{step:06d}.png", step, seed)
                     if evaluate and not stop:
                         distance = self.evaluate(images, step, seed, bar, stop)
                         if distance is not None:
@@ -291,10 +293,11 @@ class DCGAN:
                         break
         return stop[0] if stop else None
 
-    def check_finite(self, step, outputs, checkpoint_dir):
-        """Raise utils.UserError if a loss or a weight is NaN or infinite, so that none reaches a checkpoint."""
+    def check_finite(self, step, outputs, checkpoint_dir, weights):
+        """Raise utils.UserError if a loss, or a weight, is NaN or infinite, so that none reaches a checkpoint."""
         values = {name: outputs[name] for name in ("d_loss", "g_loss")}
-        values |= {v.path: v for net in (self.generator, self.discriminator) for v in net.variables}
+        if weights:
+            values |= {v.path: v for net in (self.generator, self.discriminator) for v in net.variables}
         for name, value in values.items():
             if not np.isfinite(value).all():
                 raise utils.UserError(
