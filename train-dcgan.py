@@ -113,6 +113,7 @@ def main():
 
 
 def train(args):
+    sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line at once, and keeps it if we are killed
     if not Path(args.dataset).is_dir():
         raise utils.UserError(f"--dataset {args.dataset}: no such directory")
     config, resumed = settings(args)

@@ -1,6 +1,5 @@
 import numpy as np
 import pytest
-import tensorflow as tf
 from conftest import one_line, run
 from PIL import Image
 
@@ -16,7 +15,7 @@ def dcgan(request, tiny_dcgan, tmp_path):
     dcgan = tiny_dcgan(c_dim=request.param)
     dcgan.prepare_training(0.01, 0.5)
     directory = tmp_path / "checkpoints/mine"
-    model.save(tf.train.CheckpointManager(dcgan.training_state(), directory, max_to_keep=1), 7)
+    model.save(dcgan.training_state(), directory, 7)
     utils.write_json(directory / "config.json", {"architecture": dcgan.architecture})
     return dcgan
 
