@@ -28,7 +28,7 @@ from model import DCGAN
 MASKS = {"center": {}, "random": {"fraction": 0.8}, "left": {}}
 RADIUS = 3  # pixels around the hole that Telea's method looks at
 COMPONENTS = 1000
-NOISE = 10  # times the variance that the components leave, which is not white; the best of 1, 3, 10, 30 on 64 others
+NOISE = 10  # times the variance the components leave, which is not white: the best of 1, 3, 10, 30, on 64 other faces
 BATCH, SEED = 64, 0  # complete.py's defaults
 
 
