@@ -261,7 +261,8 @@ class DCGAN:
             tf.summary.graph(train_step.get_concrete_function(*map(tf.TensorSpec, shapes)).graph)
             saved, marked = time.monotonic(), step
             self.reported, self.shown = (step, saved), {}
-            while done < epoch and not stop:
+            leave = False
+            while done < epoch and not leave:
                 for batch in images.epoch(done, batch_size, seed, flip, start=seen):
                     z = ops.random_z((batch_size, self.z_dim), seed, "z", step)
                     outputs = train_step(batch, z)
@@ -274,7 +275,8 @@ class DCGAN:
                     self.report(step, {"z": z, **outputs}, bar)
                     evaluate = done == epoch or not seen and step - marked >= EPOCH_STEPS
                     evaluate |= bool(eval_every) and step % eval_every == 0
-                    keep = evaluate or stop or time.monotonic() - saved > CHECKPOINT_SECONDS
+                    leave = bool(stop)  # a signal from here on waits for the next step, which is then saved
+                    keep = evaluate or leave or time.monotonic() - saved > CHECKPOINT_SECONDS
                     if keep or step % SCALARS_EVERY == 0:
                         self.check_finite(step, outputs, checkpoint_dir, weights=keep)
                     if keep:
@@ -284,12 +286,12 @@ class DCGAN:
                         saved = time.monotonic()
                     if step % SAMPLES_EVERY == 0 or step == 1 or done == epoch:
                         self.write_samples(Path(sample_dir) / f"{name}_{step:06d}.png", step, seed)
-                    if evaluate and not stop:
+                    if evaluate and not leave:
                         distance = self.evaluate(images, step, seed, bar, stop)
                         if distance is not None:
                             keep_best(state, Path(checkpoint_dir) / "best", step, config, distance)
                         marked = step
-                    if stop:
+                    if leave:
                         break
         return stop[0] if stop else None
 

@@ -397,6 +397,18 @@ def test_a_stopped_run_goes_on_as_if_never_stopped(folder, tmp_path):
             np.testing.assert_allclose(a, b, atol=1e-4, err_msg=f"{name} {a.path}")
 
 
+def test_nothing_is_lost_to_a_signal_while_samples_are_drawn(folder, tmp_path):
+    class Late(DCGAN):
+        def write_samples(self, path, step, seed):
+            signal.raise_signal(signal.SIGTERM)
+
+    dcgan = Late(**TINY)
+    settings = dict(epoch=4, batch_size=3, learning_rate=0.01, beta1=0.5, seed=1, flip=True)
+    dirs = {f"{name}_dir": str(tmp_path / name) for name in ("checkpoint", "sample", "log")}
+    assert dcgan.train(ImageFolder(folder, 16, 3), **settings, **dirs) == signal.SIGTERM
+    assert int(dcgan.step) == int(DCGAN.load(tmp_path / "checkpoint").step) == 2
+
+
 def test_checkpoints_at_the_start_at_intervals_and_at_epochs_ends(folder, tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr(model, "save", lambda state, directory, step, keep=3: saved.append(step))
