@@ -8,7 +8,7 @@ DEMO := demo/$(shell date +%Y%m%d-%H%M%S)
 demo: .venv/photos
 	mkdir -p $(DEMO)
 	.venv/bin/python align.py "$(PHOTOS)" $(DEMO)/aligned
-	.venv/bin/python complete.py $(DEMO)/aligned --checkpointDir checkpoints/faces-64 --refine 10 \
+	.venv/bin/python complete.py $(DEMO)/aligned --checkpointDir checkpoints/faces-64 --refine 10 --batchSize 1000 \
 		--outDir $(DEMO)/completed --log_dir $(DEMO)/logs
 	@echo "the faces, the hole and what fills it: $(DEMO)/completed/summary.png"
 	@echo "the search as a film:                  $(DEMO)/completed/completion.gif"
@@ -23,9 +23,10 @@ format: .venv/installed
 	.venv/bin/ruff format
 
 .venv/photos: .venv/demo
-	mkdir -p $@
-	.venv/bin/python -c "import skimage; skimage.io.imsave('$@/astronaut.png', skimage.data.astronaut())"
-	cp "$$(.venv/bin/python -c "import matplotlib; print(matplotlib.get_data_path())")/sample_data/grace_hopper.jpg" $@
+	mkdir -p $@.new
+	.venv/bin/python -c "import skimage; skimage.io.imsave('$@.new/astronaut.png', skimage.data.astronaut())"
+	cp "$$(.venv/bin/python -c "import matplotlib; print(matplotlib.get_data_path())")/sample_data/grace_hopper.jpg" $@.new
+	mv $@.new $@
 
 .venv/demo: requirements.txt requirements-demo.txt
 	$(PYTHON) -m venv .venv

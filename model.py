@@ -219,15 +219,20 @@ class DCGAN:
         settings = dict(batch_size=batch_size, learning_rate=learning_rate, beta1=beta1, seed=seed, flip=flip)
         settings["precision"] = self.precision
         config = {"architecture": self.architecture, "training": settings}
+        best = Path(checkpoint_dir) / "best"
         batch_size = min(batch_size, len(images))
-        if batch_size % (replicas := self.strategy.num_replicas_in_sync):
+        replicas = self.strategy.num_replicas_in_sync
+        if jit_compile and replicas > 1:
+            raise utils.UserError("--jit_compile: is for one GPU; choose one with CUDA_VISIBLE_DEVICES")
+        if batch_size % replicas:
             raise utils.UserError(
                 f"--batch_size {batch_size}: is not a multiple of the {replicas} GPUs; change it, or choose fewer GPUs "
                 "with CUDA_VISIBLE_DEVICES"
             )
         self.prepare_training(learning_rate, beta1)
         state = self.training_state()
-        utils.remove_unfinished(checkpoint_dir)
+        for directory in (checkpoint_dir, best):
+            utils.remove_unfinished(directory)
         if resumed := bool(utils.find_checkpoints(checkpoint_dir)):
             restore(state, checkpoint_dir).assert_consumed()
             for optimizer in (self.d_optimizer, self.g_optimizer):
@@ -289,7 +294,7 @@ class DCGAN:
                     if evaluate and not leave:
                         distance = self.evaluate(images, step, seed, bar, stop)
                         if distance is not None:
-                            keep_best(state, Path(checkpoint_dir) / "best", step, config, distance)
+                            keep_best(state, best, step, {**config, "images": len(images)}, distance)
                         marked = step
                     if leave:
                         break
@@ -661,9 +666,22 @@ def save(checkpoint, checkpoint_dir, step, keep=3):
 
 
 def keep_best(checkpoint, directory, step, config, swd):
-    """Write the checkpoint to `directory`, in place of the one there, if its sampler's distance is smaller."""
+    """Write the checkpoint to `directory`, in place of the one there, if its sampler's distance is smaller.
+
+    Distances are comparable between runs with the same seed, number of images and networks; else the new one is kept.
+    """
     path = directory / "config.json"
-    best = json.loads(path.read_text())["swd"] if path.exists() else math.inf
-    if swd < best:
+    try:
+        best = json.loads(path.read_text())
+        comparable = all(best[name] == config[name] for name in ("architecture", "images"))
+        comparable &= best["training"]["seed"] == config["training"]["seed"]
+        comparable &= utils.find_checkpoints(directory) == [str(directory / f"ckpt-{best['step']}")]
+        smallest = best["swd"] if comparable else math.inf
+    except (OSError, KeyError, TypeError, ValueError):  # there is none, or a killed run did not finish it
+        smallest = math.inf
+    if swd < smallest:
         save(checkpoint, directory, step, keep=1)
         utils.write_json(path, {**config, "step": step, "swd": swd})
+        for other in utils.find_checkpoints(directory):
+            if other != str(directory / f"ckpt-{step}"):
+                utils.remove_checkpoint(other)

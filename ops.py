@@ -104,10 +104,18 @@ class Adam(keras.optimizers.Adam):
         )
 
 
+class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
+    """Keras' optimizer, but all replicas leave a step out when the gradients of one overflow; Keras asks the first."""
+
+    def check_finite(self, grads):
+        overflows = tf.cast(tf.logical_not(super().check_finite(grads)), tf.int32)
+        return tf.distribute.get_replica_context().all_reduce("SUM", overflows) == 0
+
+
 def adam(learning_rate, beta1, scale_loss=False):
     """Adam with the epsilon of TensorFlow 1; `scale_loss` keeps small gradients from vanishing in float16."""
     optimizer = Adam(learning_rate, beta_1=beta1, epsilon=1e-8)
-    return keras.optimizers.LossScaleOptimizer(optimizer) if scale_loss else optimizer
+    return LossScaleOptimizer(optimizer) if scale_loss else optimizer
 
 
 def replica_share(batch):

@@ -59,11 +59,12 @@ def parse_args():
 def settings(args):
     """The settings of this run: the flags given, then what the model was trained with, then the defaults.
 
-    A new run with --init has that model's architecture, but may average the generator otherwise.
+    A new run with --init has that model's architecture.
     """
     resumed, saved = bool(utils.find_checkpoints(args.checkpoint_dir)), {"architecture": {}, "training": {}}
     if resumed:
         saved = utils.read_config(args.checkpoint_dir)
+        saved["training"].setdefault("precision", "float32")
         if saved["weights"] != "float32":
             raise utils.UserError(
                 f"--checkpoint_dir {args.checkpoint_dir}: holds weights without the state of their training; "
@@ -76,18 +77,19 @@ def settings(args):
         )
     elif args.init:
         saved["architecture"] = read_architecture(args.init)
+        del saved["architecture"]["ema"]  # no part of the networks
     config = {}
     for part, defaults in DEFAULTS.items():
         given = {name: getattr(args, name) for name in defaults if getattr(args, name) is not None}
         config[part] = defaults | {name: saved[part][name] for name in defaults if name in saved[part]} | given
     flag = "checkpoint_dir" if resumed else "init"
     for name, value in saved["architecture"].items():
-        if config["architecture"][name] != value and (resumed or name != "ema"):
+        if config["architecture"][name] != value:
             raise utils.UserError(
                 f"--{name} {config['architecture'][name]}: the model in {getattr(args, flag)} has {name} {value}; "
                 f"leave the flag out, or choose another --{flag}"
             )
-    precisions = saved["training"].get("precision", "float32"), config["training"]["precision"]
+    precisions = saved["training"].get("precision"), config["training"]["precision"]
     if resumed and precisions[0] != precisions[1] and "mixed_float16" in precisions:
         raise utils.UserError(
             f"--precision {precisions[1]}: the run in {args.checkpoint_dir} has {precisions[0]}, and mixed_float16 "
@@ -148,16 +150,20 @@ def train(args):
         source = DCGAN.load(args.init)
         dcgan.start_from(source)
         print(f"{args.init}: starting from its weights after step {int(source.step)}")
-    signal = dcgan.train(
-        images,
-        epoch=args.epoch,
-        checkpoint_dir=args.checkpoint_dir,
-        sample_dir=args.sample_dir,
-        log_dir=args.log_dir,
-        eval_every=args.eval_every,
-        jit_compile=args.jit_compile,
-        **training,
-    )
+    try:
+        signal = dcgan.train(
+            images,
+            epoch=args.epoch,
+            checkpoint_dir=args.checkpoint_dir,
+            sample_dir=args.sample_dir,
+            log_dir=args.log_dir,
+            eval_every=args.eval_every,
+            jit_compile=args.jit_compile,
+            **training,
+        )
+    except ops.tf.errors.ResourceExhaustedError as error:
+        reason = error.message.splitlines()[0]
+        raise utils.UserError(f"--batch_size, --log_dir: too little memory, or a full disk ({reason})") from error
     print(f"{args.checkpoint_dir}: epoch {dcgan.epoch.numpy()} of {args.epoch}, step {dcgan.step.numpy()}")
     if signal:
         print("stopped; the same command goes on from there")

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
 import signal
 import sys
@@ -238,8 +239,12 @@ def write_json(path, content):
     """Write a JSON file so that a crash leaves the old file or the new one, never half of it."""
     path = Path(path)
     draft = path.with_name(path.name + ".draft")
-    draft.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(draft, path)
+    try:
+        draft.write_text(json.dumps(content, indent=2) + "\n")
+        os.replace(draft, path)
+    except OSError as error:
+        draft.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def find_checkpoints(checkpoint_dir):
@@ -259,6 +264,8 @@ def lock(directory, flag):
     except BlockingIOError as error:
         file.close()
         raise UserError(f"{flag} {directory}: another process trains in it; wait for it, or choose another") from error
+    except OSError:
+        pass  # this file system knows no locks
     return file
 
 
@@ -271,9 +278,9 @@ def remove_checkpoint(path):
 def remove_unfinished(checkpoint_dir):
     """Delete what a killed or failed save left behind: a checkpoint's index is the last of its files to be written."""
     for path in Path(checkpoint_dir).glob("ckpt-*"):
-        if path.is_dir():
+        if re.fullmatch(r"ckpt-\d+_temp", path.name):
             shutil.rmtree(path, ignore_errors=True)
-        elif not path.with_suffix(".index").exists():
+        elif re.fullmatch(r"ckpt-\d+\.data-\d+-of-\d+", path.name) and not path.with_suffix(".index").exists():
             path.unlink()
 
 

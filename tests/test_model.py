@@ -323,6 +323,19 @@ def test_float16_survives_gradients_that_overflow(tiny_dcgan):
     assert any(changed(before, dcgan.generator.trainable_variables))
 
 
+def test_float16_on_two_replicas_leaves_a_step_out_when_one_overflows(tiny_dcgan):
+    dcgan = two_replicas(tiny_dcgan, precision="mixed_float16")
+    dcgan.prepare_training(0.01, 0.5)
+    step, x, z = tf.function(dcgan.train_step), images(6), zs(6)
+    x[3:] *= 30  # so that the second replica overflows first
+    for scale in 2.0 ** np.arange(8, 20):
+        for optimizer in (dcgan.d_optimizer, dcgan.g_optimizer):
+            optimizer.dynamic_scale.assign(scale)
+        step(x, z)
+    for variable in dcgan.generator.trainable_variables + dcgan.discriminator.trainable_variables:
+        assert all(np.isfinite(replica).all() for replica in variable.value.values)
+
+
 def test_moving_average_of_the_generator(tiny_dcgan):
     dcgan = tiny_dcgan(ema=0.35)
     dcgan.prepare_training(0.01, 0.5)
@@ -660,6 +673,26 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tiny_dcgan, tm
     (tmp_path / "ckpt-2.index").write_text("")
     with pytest.raises(utils.UserError, match="holds no readable checkpoint"):
         DCGAN.load(tmp_path)
+
+
+def test_the_best_checkpoint_is_kept_beside(tiny_dcgan, tmp_path):
+    state = tiny_dcgan().inference_state()
+    config = {"architecture": TINY, "training": {"seed": 1}, "images": 10}
+
+    def offer(step, swd, **changes):
+        model.keep_best(state, tmp_path, step, {**config, **changes}, swd)
+        (kept,) = utils.find_checkpoints(tmp_path)
+        return int(kept.rpartition("-")[2])
+
+    assert [offer(5, 10.0), offer(6, 12.0), offer(7, 9.0)] == [5, 5, 7]
+    assert offer(4, 8.0) == 4  # of a run that went back
+    # what cannot be compared is replaced, and so is what a killed run did not finish
+    assert offer(8, 20.0, images=11) == 8
+    assert offer(9, 30.0, training={"seed": 2}) == 9
+    (tmp_path / "config.json").write_text("{")
+    assert offer(10, 40.0) == 10
+    model.save(state, tmp_path, 11, keep=1)
+    assert offer(12, 50.0) == 12 and offer(13, 51.0) == 12
 
 
 def test_a_diverged_run_stops_before_it_is_saved(folder, tmp_path):

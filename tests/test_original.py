@@ -275,10 +275,11 @@ def settings(tmp_path, monkeypatch):
 def test_settings_of_a_run_that_starts_from_another(settings, original):
     home, *_ = original
     _, training, _ = settings()
-    assert settings("--init", "ours") == (dict(**TINY, ema=0.9), training, False)
+    assert settings("--init", "ours") == (dict(**TINY, ema=0.999), training, False)
     assert settings("--init", "ours", "--ema", 0, "--seed", 2) == (dict(**TINY, ema=0.0), training | {"seed": 2}, False)
-    assert settings("--init", home, "--gf_dim", 8) == (dict(**TINY, ema=0.0), training, False)
-    resumed = dict(**TINY, ema=0.9), training | dict(batch_size=4, seed=7), True
+    assert settings("--init", home, "--gf_dim", 8) == (dict(**TINY, ema=0.999), training, False)
+    # a run that is older than --precision was in float32
+    resumed = dict(**TINY, ema=0.9), training | dict(batch_size=4, seed=7, precision="float32"), True
     assert settings("--checkpoint_dir", "ours", "--init", "nowhere") == resumed
 
 

@@ -120,3 +120,18 @@ def test_labelled_rows_stand_below_each_other_in_blocks():
     assert picture[:64, :96].any()  # the label
     second = picture[136:]
     assert (second[64:128, 96:160] == 255).all() and not second[:, 160:].any()
+
+
+def test_only_what_a_save_left_is_cleared_away(tmp_path):
+    for name in ("ckpt-3_temp", "ckpt-backup"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    for name in ("ckpt-1.index", "ckpt-1.data-00000-of-00001", "ckpt-2.data-00000-of-00001", "ckpt-notes.txt"):
+        (tmp_path / name).touch()
+    utils.remove_unfinished(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "ckpt-1.index",
+        "ckpt-1.data-00000-of-00001",
+        "ckpt-backup",
+        "ckpt-notes.txt",
+    }
