@@ -2,7 +2,7 @@
 """Draw what a trained DCGAN has learned: samples, the way from one to another, and arithmetic with them.
 
 ./sample.py
-./sample.py --arithmetic 5,12,48 7,21,30 2,9,60 --outDir samples-smile
+./sample.py --arithmetic 26,35,50 2,42,55 7,25,63 --outDir samples-smile
 """
 
 import argparse
