@@ -13,12 +13,12 @@ demo: .venv/photos
 	@echo "the faces, the hole and what fills it: $(DEMO)/completed/summary.png"
 	@echo "the search as a film:                  $(DEMO)/completed/completion.gif"
 
-test: .venv/installed
+test: .venv/dev
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/pytest
 
-format: .venv/installed
+format: .venv/dev
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 
@@ -28,14 +28,9 @@ format: .venv/installed
 	cp "$$(.venv/bin/python -c "import matplotlib; print(matplotlib.get_data_path())")/sample_data/grace_hopper.jpg" $@.new
 	mv $@.new $@
 
-.venv/demo: requirements.txt requirements-demo.txt
+.venv/%: requirements-%.txt requirements.txt
 	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet -r requirements-demo.txt
-	touch $@
-
-.venv/installed: requirements.txt requirements-dev.txt
-	$(PYTHON) -m venv .venv
-	.venv/bin/pip install --quiet -r requirements-dev.txt
+	.venv/bin/pip install --quiet -r $<
 	touch $@
 
 clean:

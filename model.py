@@ -349,7 +349,7 @@ class DCGAN:
         for name, network in {"generator": self.generator, "averaged": self.averaged}.items():
             if network is None:
                 continue
-            generated = utils.to_uint8(np.concatenate([network(z[part], training=False) for part in parts]))
+            generated = utils.to_uint8(self.draw(z, network))
             others = np.roll(generated, 1, axis=0)
             ms_ssim = float(np.mean(np.concatenate([ops.ms_ssim(generated[part], others[part]) for part in parts])))
             distances = {}
@@ -366,6 +366,11 @@ class DCGAN:
         self.shown |= {"swd": f"{swd:.2f}", "ms_ssim": f"{ms_ssim:.3f}"}
         bar.set_postfix(self.shown)
         return swd
+
+    def draw(self, z, network=None):
+        """G(z) of many z (N, z_dim), 64 at a time, by the sampler or another network: (N, H, W, C) in [-1, 1]."""
+        network = network or self.sampler
+        return np.concatenate([network(z[i : i + 64], training=False) for i in range(0, len(z), 64)])
 
     def refresh_average(self):
         """Make the averaged generator fit for use: its batch-norm statistics are estimated anew from 1,024 random z."""
@@ -660,9 +665,11 @@ def save(checkpoint, checkpoint_dir, step, keep=3):
             f"{checkpoint_dir}: step {step} could not be saved ({reason}); is the disk full? "
             "With more room the same command goes on from the checkpoint before"
         ) from error
-    # those a killed run wrote but did not list
-    for path in set(utils.find_checkpoints(checkpoint_dir)[keep:]) - set(manager.checkpoints):
-        utils.remove_checkpoint(path)
+    # what a killed run wrote but did not list; a short list may itself have been lost, and then all is kept
+    listed = {Path(path).name for path in manager.checkpoints}
+    for path in utils.find_checkpoints(checkpoint_dir) if len(listed) == keep else ():
+        if Path(path).name not in listed:
+            utils.remove_checkpoint(path)
 
 
 def keep_best(checkpoint, directory, step, config, swd):
@@ -682,6 +689,3 @@ def keep_best(checkpoint, directory, step, config, swd):
     if swd < smallest:
         save(checkpoint, directory, step, keep=1)
         utils.write_json(path, {**config, "step": step, "swd": swd})
-        for other in utils.find_checkpoints(directory):
-            if other != str(directory / f"ckpt-{step}"):
-                utils.remove_checkpoint(other)

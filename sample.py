@@ -65,23 +65,20 @@ def sample(args):
     dcgan = DCGAN.load(checkpoint_dir)
     print(f"{device}\nmodel: {checkpoint_dir}, step {int(dcgan.step)}")
 
-    def generate(z):
-        return np.concatenate([dcgan.sampler(z[i : i + 64], training=False) for i in range(0, len(z), 64)])
-
     z = ops.random_z((args.count, dcgan.z_dim), args.seed, "s")  # with the same seed, those of training's grids
-    images = generate(z)
+    images = dcgan.draw(z)
     utils.write_image(out_dir / "samples.png", utils.captioned_grid(images, map(str, range(len(z)))))
 
     # a straight line stays in the cube that z is drawn from; the arc that is usual for normal z would leave it
     pairs = [(i, i + 1) for i in range(0, min(args.count - 1, 16), 2)]
-    views = {f"{i} to {j}": generate(np.linspace(z[i], z[j], STEPS)) for i, j in pairs}
+    views = {f"{i} to {j}": dcgan.draw(np.linspace(z[i], z[j], STEPS)) for i, j in pairs}
     utils.write_image(out_dir / "interpolations.png", utils.labelled_rows(views))
 
     if args.arithmetic:
         noise = JITTER * ops.random_z((9, dcgan.z_dim), args.seed, "j")
         noise[4] = 0
         means, results = arithmetic(z, args.arithmetic, noise)
-        picture = draw_arithmetic(images, args.arithmetic, generate(means), generate(results))
+        picture = draw_arithmetic(images, args.arithmetic, dcgan.draw(means), dcgan.draw(results))
         utils.write_image(out_dir / "arithmetic.png", picture)
     print(f"{out_dir}: {', '.join(sorted(path.name for path in out_dir.iterdir()))}")
 

@@ -1,3 +1,4 @@
+import shutil
 import signal
 
 import keras
@@ -673,6 +674,23 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tiny_dcgan, tm
     (tmp_path / "ckpt-2.index").write_text("")
     with pytest.raises(utils.UserError, match="holds no readable checkpoint"):
         DCGAN.load(tmp_path)
+
+
+def test_what_a_killed_run_did_not_list_goes_and_what_is_listed_stays(tiny_dcgan, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    state = tiny_dcgan().inference_state()
+
+    def save(step):
+        model.save(state, "./run", step)
+        return [int(path.rpartition("-")[2]) for path in utils.find_checkpoints("./run")]
+
+    assert [save(step) for step in (1, 2, 3)][-1] == [3, 2, 1]
+    for file in tmp_path.glob("run/ckpt-3.*"):
+        shutil.copy(file, str(file).replace("ckpt-3.", "ckpt-9."))
+    assert save(4) == [4, 3, 2]
+    (tmp_path / "run/checkpoint").unlink()  # the list itself is lost: nothing goes until there is a whole one again
+    assert save(5) == [5, 4, 3, 2] and save(6) == [6, 5, 4, 3, 2]
+    assert save(7) == [7, 6, 5]
 
 
 def test_the_best_checkpoint_is_kept_beside(tiny_dcgan, tmp_path):
