@@ -496,7 +496,7 @@ class DCGAN:
         """What is known from the images, the rest as generated: M*y + (1-M)*G(z) (Amos 2016, step 3)."""
         return tf.where(masks > 0, images, generated)
 
-    def refine(self, images, masks, z, steps, *, weights=None, pool=1, lr=3e-4):
+    def refine(self, images, masks, z, steps, *, weights=None, pool=1, lr=4e-4):
         """Fine-tune a copy of the generator for each image, on what is known of it, from its z; returns the G(z).
 
         Pivotal tuning (Roich et al. 2021): `steps` updates of Adam on the contextual loss, for each image anew, so
