@@ -2,9 +2,10 @@
 """Draw distributions.png: densities, samples of them, and the most probable y where x is known.
 
 pip install -r requirements-demo.txt
-docs/distributions.py
+docs/distributions.py [FILE]
 """
 
+import sys
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -12,6 +13,7 @@ import numpy as np
 from PIL import Image
 from scipy import stats
 
+PICTURE = Path(__file__).with_name("distributions.png")
 COVARIANCE = np.array([[1.0, 0.8], [0.8, 1.0]])  # of (x, y), whose means are 0
 KNOWN_X = 1.0
 DENSITY, SAMPLE, ANSWER = "#1f5a99", "#e07b1a", "#b3122f"
@@ -23,7 +25,7 @@ def most_probable_y(x, covariance):
     return covariance[1, 0] / covariance[0, 0] * x
 
 
-def main():
+def main(path=PICTURE):
     plt.switch_backend("agg")  # needs no screen
     rng = np.random.default_rng(0)
     style = {"font.size": 10, "axes.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False}
@@ -35,7 +37,6 @@ def main():
         points = stats.multivariate_normal(cov=COVARIANCE).rvs(300, random_state=rng)
         axes[1, 0].scatter(*points.T, s=9, color=SAMPLE, linewidths=0)
         draw_completion(axes[1, 1])
-    path = Path(__file__).with_name("distributions.png")
     figure.canvas.draw()
     picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
     picture.quantize(128, dither=Image.Dither.NONE).save(path, optimize=True)  # a third of the bytes of full colour
@@ -79,4 +80,4 @@ def draw_completion(axis):
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

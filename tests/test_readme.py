@@ -2,10 +2,18 @@
 
 import re
 import shlex
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
+import pytest
+import scipy.stats
 import skimage.data
 from conftest import ROOT, run
 from PIL import Image
+
+import utils
 
 README = (ROOT / "README.md").read_text()
 SCRIPTS = ("align.py", "train-dcgan.py", "complete.py", "sample.py")
@@ -13,21 +21,63 @@ SCRIPTS = ("align.py", "train-dcgan.py", "complete.py", "sample.py")
 SMALL = {
     "train-dcgan.py": "--image_size 16 --z_dim 5 --gf_dim 8 --df_dim 8".split(),
     "complete.py": "--nIter 5 --candidates 10".split(),
+    "tensorboard": ["--inspect"],
 }
 
 
-def test_the_commands_from_photos_to_completions(tmp_path):
+def test_the_commands_from_photos_to_completions(tmp_path, monkeypatch):
     portrait = Image.fromarray(skimage.data.astronaut()[:240, 100:340])
     for name in ("mine", "test"):
         (tmp_path / "data" / name / "raw").mkdir(parents=True)
         portrait.save(tmp_path / "data" / name / "raw" / "portrait.jpg")
-    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
-    commands = [shlex.split(line) for block in blocks for line in block.splitlines() if line.startswith("./")]
-    assert {command[0] for command in commands} == {f"./{script}" for script in SCRIPTS}
-    for script, *arguments in commands:
-        script = script.removeprefix("./")
-        run(script, *arguments, *SMALL.get(script, ()), cwd=tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "faces-64").symlink_to(utils.SHIPPED)
+    # a line with brackets tells the flags, and is no command
+    commands = [shlex.split(line) for line in re.findall(r"^(?:    )?((?:\./|tensorboard)[^[\n]*)$", README, re.M)]
+    assert {command[0] for command in commands} == {*(f"./{script}" for script in SCRIPTS), "tensorboard"}
+    for program, *arguments in commands:
+        script = program.removeprefix("./")
+        arguments += SMALL.get(script, ())
+        if script == program:
+            shown = subprocess.run(
+                [Path(sys.executable).with_name(program), *arguments],
+                cwd=tmp_path, capture_output=True, text=True, check=True,
+            )  # fmt: skip
+        else:
+            run(script, *arguments, cwd=tmp_path)
+    assert "d_loss" in shown.stdout and "histograms" in shown.stdout
     assert (tmp_path / "completions" / "final" / "0000_portrait.png").exists()
+    assert (tmp_path / "samples-smile" / "arithmetic.png").exists()
+
+    monkeypatch.chdir(tmp_path)
+    images = utils.to_float([utils.read_image("data/test/aligned/portrait.png", 16, 3)])
+    masks = np.ones((1, 16, 16, 1), np.float32)
+    masks[:, 4:8, 4:12] = 0
+    (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(snippet, names := {"images": images, "masks": masks})
+    completed = np.asarray(names["last"].completed)
+    known = np.broadcast_to(masks, images.shape) == 1
+    np.testing.assert_array_equal(completed[known], images[known])
+    assert not np.array_equal(completed, images)
+
+
+def test_the_figure_of_distributions(tmp_path):
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        import distributions
+    finally:
+        sys.path.pop(0)
+    y = np.linspace(-4, 4, 8001)
+    density = scipy.stats.multivariate_normal(cov=[[2, -0.6], [-0.6, 0.5]]).pdf(np.column_stack([0 * y + 1.5, y]))
+    best = distributions.most_probable_y(1.5, np.array([[2, -0.6], [-0.6, 0.5]]))
+    assert best == pytest.approx(y[density.argmax()], abs=1e-3)
+
+    run("docs/distributions.py", tmp_path / "figure.png")
+    drawn, committed = Image.open(tmp_path / "figure.png"), Image.open(ROOT / "docs" / "distributions.png")
+    assert drawn.size == committed.size
+    # other fonts and versions move a line by a pixel
+    views = (np.asarray(x.convert("RGB").resize((90, 72), Image.Resampling.BOX), float) for x in (drawn, committed))
+    assert np.abs(np.subtract(*views)).max() < 30
 
 
 def test_every_flag_exists():
