@@ -212,6 +212,9 @@ def use_device(deterministic=False):
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
+    # at the first float16 value TensorFlow says that most CPUs do not compute in it: here, where its chatter is held back
+    with tf.device("CPU:0"):
+        tf.zeros([], tf.float16)
     if not gpus:
         return "device: CPU (TensorFlow sees no GPU; TF_CPP_MIN_LOG_LEVEL=0 shows what it says of that)"
     names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
