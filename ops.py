@@ -212,7 +212,7 @@ def use_device(deterministic=False):
     gpus = tf.config.list_physical_devices("GPU")
     for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
-    # at the first float16 value TensorFlow says that most CPUs do not compute in it: here, where its chatter is held back
+    # the first float16 value makes TensorFlow say that most CPUs do not compute in it: here, where chatter is held back
     with tf.device("CPU:0"):
         tf.zeros([], tf.float16)
     if not gpus:
