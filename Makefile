@@ -1,15 +1,14 @@
 PYTHON ?= python3
-# photos for the demo: two portraits in the public domain, or one's own
-PHOTOS ?= .venv/photos
 DEMO := demo/$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: demo test format clean
 
+# of two portraits in the public domain, or of one's own PHOTOS
 demo: .venv/photos
-	mkdir -p $(DEMO)
-	.venv/bin/python align.py "$(PHOTOS)" $(DEMO)/aligned
+	.venv/bin/python align.py "$${PHOTOS:-.venv/photos}" $(DEMO)/aligned
 	.venv/bin/python complete.py $(DEMO)/aligned --checkpointDir checkpoints/faces-64 --refine 10 --batchSize 1000 \
 		--outDir $(DEMO)/completed --log_dir $(DEMO)/logs
+	@echo "the completed faces:                   $(DEMO)/completed/final"
 	@echo "the faces, the hole and what fills it: $(DEMO)/completed/summary.png"
 	@echo "the search as a film:                  $(DEMO)/completed/completion.gif"
 
@@ -23,12 +22,15 @@ format: .venv/dev
 	.venv/bin/ruff format
 
 .venv/photos: .venv/demo
-	mkdir -p $@.new
+	rm -rf $@ $@.new
+	mkdir $@.new
 	.venv/bin/python -c "import skimage; skimage.io.imsave('$@.new/astronaut.png', skimage.data.astronaut())"
 	cp "$$(.venv/bin/python -c "import matplotlib; print(matplotlib.get_data_path())")/sample_data/grace_hopper.jpg" $@.new
 	mv $@.new $@
 
+.venv/dev: requirements-demo.txt
 .venv/%: requirements-%.txt requirements.txt
+	@echo "installing: with TensorFlow 3 GB, which takes a minute after the download"
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet -r $<
 	touch $@

@@ -273,6 +273,8 @@ def find_photos(inputs, output):
     OUTPUT's own files are left out where it lies inside an INPUT. Raises UserError if an INPUT is missing or lies in
     OUTPUT, where a crop might take its place, and if there is no photo.
     """
+    if not all(inputs):
+        raise utils.UserError("INPUT: is empty; name photos, or folders of photos")
     output, photos = Path(output).resolve(), {}
     for name in map(Path, inputs):
         place = name.resolve()
@@ -285,7 +287,7 @@ def find_photos(inputs, output):
             continue
         own = name / output.relative_to(place) if place in output.parents else None
         found = [path for path in utils.find_images(name) if own not in path.parents]
-        if not found:
+        if not found and len(inputs) > 1:
             print(f"skipped {name}: a folder without images", file=sys.stderr)
         for path in found:
             photos.setdefault(os.path.abspath(path), path.relative_to(name).as_posix())
@@ -319,17 +321,12 @@ def crop_name(row):
     return re.sub(r"_\d+\.png$" if row["faces"] == "all" else r"\.png$", "", row["output"])
 
 
-def open_record(path, mode="r"):
-    """Open align.csv as text; names of files that are not UTF-8 survive in it."""
-    return open(path, mode, newline="", encoding="utf-8", errors="surrogateescape")
-
-
 def read_record(path):
     """Read align.csv: a dict from source to its rows, the latest word on it. Raises UserError on any other file."""
     records = {}
     if path.exists():
         try:
-            with open_record(path) as file:
+            with utils.open_table(path) as file:
                 reader = csv.DictReader(file)
                 if reader.fieldnames != COLUMNS:
                     raise ValueError("other columns")
@@ -347,7 +344,7 @@ def read_record(path):
 def write_record(path, records):
     """Write align.csv anew, sorted by source, so that a crash leaves the old one or the new one."""
     draft = path.with_name(path.name + ".draft")
-    with open_record(draft, "w") as file:
+    with utils.open_table(draft, "w") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         for source in sorted(records):
@@ -398,7 +395,7 @@ def align(args):
     write_record(record, records)
 
     args.workers = max(1, min(args.workers, len(todo)))
-    with utils.deferred_signals() as received, open_record(record, "a") as file:
+    with utils.deferred_signals() as received, utils.open_table(record, "a") as file:
         writer = csv.DictWriter(file, COLUMNS)
         tasks = itertools.takewhile(lambda task: not received, todo.items())
         with tqdm(total=len(todo), unit="photo", dynamic_ncols=True, disable=not todo) as bar:
@@ -422,7 +419,9 @@ def align(args):
 
     kinds = ["already done", "no face", "several faces", "unreadable"]
     summary = ", ".join(f"{counts[kind]} {kind}" for kind in kinds)
-    print(f"{output}: {counts['faces']} faces aligned in {counts['aligned']} photos, {summary}")
+    plural = {name: "s" * (counts[name] != 1) for name in ("faces", "aligned")}
+    done = f"{counts['faces']} face{plural['faces']} aligned in {counts['aligned']} photo{plural['aligned']}"
+    print(f"{output}: {done}, {summary}")
     if received:
         print(f"stopped; the same command {'starts again' if args.overwrite else 'goes on from there'}")
         return 128 + received[0]

@@ -11,7 +11,6 @@ import sys
 import time
 from pathlib import Path
 
-import imageio.v3 as iio
 import numpy as np
 from tqdm import tqdm
 
@@ -91,41 +90,47 @@ def main():
     return parser.run(complete, args)
 
 
-def find_inputs(args, size, channels):
+def find_inputs(args, size):
     """The files among the IMAGE arguments, folders searched, that can be completed; the others are reported.
 
     Raises utils.UserError if none is left, or if a mask flag does not give each of them a hole.
     """
-    files = []
+    files, transparent = [], 0
     for name in map(Path, args.imgs):
         found = utils.find_images(name) if name.is_dir() else [name]
-        if not found:
+        if not found and len(args.imgs) > 1:
             print(f"skipped {name}: a folder without images", file=sys.stderr)
         for path in found:
             try:
-                utils.read_image(path, size, channels)
+                opaque = masks.read_alpha(path, size)
                 if args.maskType == "alpha":
-                    masks.check(masks.read_alpha(path, size), path)
+                    masks.check(opaque, path)
+                transparent += not opaque.all()
                 files.append(path)
             except utils.UserError as error:
                 print(f"skipped {error}", file=sys.stderr)
     if not files:
-        raise utils.UserError(f"IMAGE {args.imgs[0]}{' ...' if args.imgs[1:] else ''}: no image to complete; see above")
+        suffixes = ", ".join(sorted(utils.IMAGE_SUFFIXES))
+        raise utils.UserError(f"IMAGE {' '.join(args.imgs)[:80]}: no image to complete there ({suffixes})")
     for number, path in enumerate(files):
         find_mask(args, path, number, size)
+    if transparent and args.maskType != "alpha":
+        print(f"{transparent} of {len(files)} images are white where they are transparent; --maskType alpha fills that")
     return files
 
 
 def find_mask(args, path, number, size):
     """The mask of one image, by whichever of the mask flags was given; raises utils.UserError if that gives no hole."""
-    if args.mask:
-        return masks.check(masks.read_mask(args.mask, size), f"--mask {args.mask}")
-    if args.maskDir:
-        found = [mask for mask in utils.find_images(args.maskDir) if mask.stem == path.stem]
-        if len(found) != 1:
-            count = f"{len(found)} masks" if found else "no mask"
-            raise utils.UserError(f"--maskDir {args.maskDir}: holds {count} named {path.stem}, for {path}")
-        return masks.check(masks.read_mask(found[0], size), f"--maskDir {found[0]}")
+    if args.mask or args.maskDir:
+        file, flag = args.mask, "--mask"
+        if args.maskDir:
+            found = [mask for mask in utils.find_images(args.maskDir) if mask.stem == path.stem]
+            if len(found) != 1:
+                count = f"{len(found)} masks" if found else "no mask"
+                raise utils.UserError(f"--maskDir {args.maskDir}: holds {count} named {path.stem}, for {path}")
+            file, flag = found[0], "--maskDir"
+        side = min(utils.open_image(path).size)
+        return masks.check(masks.read_mask(file, size, side), f"{flag} {file}")
     if args.maskType == "alpha":
         return masks.read_alpha(path, size)
     return masks.make(args.maskType, size, args.centerScale, args.fraction, (args.seed, number))
@@ -164,8 +169,8 @@ def complete(args):
     else:
         architecture = utils.read_config(checkpoint_dir)["architecture"]
     size, channels = architecture["image_size"], architecture["c_dim"]
-    files = find_inputs(args, size, channels)
-    out_dir = utils.make_directory(args.outDir, "--outDir", empty=True)
+    files = find_inputs(args, size)
+    out_dir = make_out_dir(args)
     log_dir = utils.make_directory(args.log_dir, "--log_dir")
     log_dir /= f"{out_dir.resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
@@ -189,15 +194,17 @@ def complete(args):
             parts = [f"batch_{batch:02d}"] * (len(starts) > 1) + [f"sample_{sample:02d}"] * (args.samples > 1)
             search_dir = out_dir.joinpath(*parts)
             settings = search_settings(args, batch_masks)
-            states = dcgan.complete(images, batch_masks, numbers, seed=args.seed + sample, **settings)
-            last = follow(states, images, known, numbers, search_dir, log_dir.joinpath(*parts))
-            if args.refine:
-                options = {name: settings[name] for name in ("weights", "pool") if name in settings}
-                generated = dcgan.refine(images, batch_masks, last.z, args.refine, **options)
-                last = last._replace(generated=generated, completed=dcgan.composite(images, batch_masks, generated))
+            with ops.memory_and_disk("--batchSize, --log_dir"):
+                states = dcgan.complete(images, batch_masks, numbers, seed=args.seed + sample, **settings)
+                last, frames = follow(states, images, known, numbers, search_dir, log_dir.joinpath(*parts))
+                if args.refine:
+                    options = {name: settings[name] for name in ("weights", "pool") if name in settings}
+                    generated = dcgan.refine(images, batch_masks, last.z, args.refine, **options)
+                    last = last._replace(generated=generated, completed=dcgan.composite(images, batch_masks, generated))
             blended = last.completed
             if args.blend == "poisson":
                 blended = np.stack(list(map(masks.poisson_blend, images, last.generated, batch_masks)))
+            utils.write_film(search_dir / "completion.gif", [*frames, utils.image_grid(blended)])
             names = [f"{i:04d}_{files[i].stem}" + f"_{sample}" * (args.samples > 1) for i in numbers]
             rows += write_results(args, names, images, known, batch_masks, last, blended, out_dir, search_dir)
             finals.append(blended)
@@ -208,13 +215,28 @@ def complete(args):
 
     np.save(out_dir / "z.npy", np.concatenate(zs))
     means = metrics.write(out_dir / "metrics.csv", rows)
-    print(f"{out_dir}: {len(files)} images; mean " + ", ".join(f"{name} {value:.4g}" for name, value in means.items()))
+    result = "plain" if args.blend == "none" else "blended"
+    quality = f"contextual loss {means['contextual']:.0f}"
+    if f"{result}_psnr_hole" in means:
+        quality = f"in the hole PSNR {means[f'{result}_psnr_hole']:.2f} dB, SSIM {means[f'{result}_ssim_hole']:.3f}"
+    print(f"{out_dir / 'final'}: {len(rows)} completed; mean {quality}; each in {out_dir / 'metrics.csv'}")
+
+
+def make_out_dir(args):
+    """The folder for all pictures; raises utils.UserError if it is not empty, or lies where images are searched."""
+    for name in map(Path, args.imgs):
+        if name.is_dir() and name.resolve() in (place := Path(args.outDir).resolve(), *place.parents):
+            raise utils.UserError(
+                f"--outDir {args.outDir}: lies in {name}, where the next run would complete its pictures; "
+                "choose a folder outside"
+            )
+    return utils.make_directory(args.outDir, "--outDir", empty=True)
 
 
 def follow(states, images, known, numbers, search_dir, log_dir):
-    """Write what the search of one batch comes to as it goes on, and return its last state.
+    """Write what the search of one batch comes to as it goes on; return its last state, and the frames of a film.
 
-    Grids of the batch, a log for each image, by its number, and a film go to `search_dir`, means to `log_dir` for
+    Grids of the batch, and a log for each image, by its number, go to `search_dir`, means to `log_dir` for
     TensorBoard.
     """
     import tensorflow as tf
@@ -222,8 +244,8 @@ def follow(states, images, known, numbers, search_dir, log_dir):
     for folder in ("logs", "hats_imgs", "completed"):
         (search_dir / folder).mkdir(parents=True)
     utils.write_image(search_dir / "before.png", utils.image_grid(images))
-    utils.write_image(search_dir / "masked.png", utils.image_grid(known))
-    frames = []
+    frames = [utils.image_grid(known)]
+    utils.write_image(search_dir / "masked.png", frames[0])
     bar = tqdm(unit="it", desc=search_dir.name, dynamic_ncols=True)
     with bar, tf.summary.create_file_writer(str(log_dir)).as_default():
         for state in states:
@@ -241,10 +263,7 @@ def follow(states, images, known, numbers, search_dir, log_dir):
             bar.total = state.iterations
             bar.set_postfix({name: f"{values.mean():.4g}" for name, values in losses.items()}, refresh=False)
             bar.update(state.iteration - bar.n)
-    durations = [100] * (len(frames) - 1) + [2000]  # ms, so that the result stays to be looked at
-    frames = [frame.squeeze(-1) if frame.shape[-1] == 1 else frame for frame in frames]
-    iio.imwrite(search_dir / "completion.gif", frames, duration=durations, loop=0)
-    return state
+    return state, frames
 
 
 def write_results(args, names, images, known, batch_masks, last, blended, out_dir, search_dir):

@@ -7,6 +7,7 @@ import numpy as np
 import scipy.ndimage
 import scipy.sparse
 import scipy.sparse.linalg
+from PIL import Image, ImageOps
 
 import utils
 
@@ -50,13 +51,23 @@ def known_after_resize(hidden, size):
     A pixel of it is known only if no hidden pixel contributes to it: the filter's weights are positive, so that
     contributions never cancel.
     """
-    share = utils.fit(utils.Image.fromarray(hidden.astype(np.float32)), size)
+    share = utils.fit(Image.fromarray(hidden.astype(np.float32)), size)
     return (np.asarray(share) == 0).astype(np.float32)[..., None]
 
 
-def read_mask(path, size):
-    """Read a mask image, where white (128 and above) = fill, cropped and resized as `utils.read_image` does it."""
-    return known_after_resize(np.asarray(utils.open_image(path).convert("L")) >= 128, size)
+def read_mask(path, size, side):
+    """Read a mask image, where white (128 and above) = fill, cropped and resized as `utils.read_image` does it.
+
+    It first becomes as large as the image that it is for, whose shorter side is `side` pixels: what a pixel of the
+    mask hides, all of it, is not to contribute when the image is resized.
+    """
+    mask = utils.open_image(path).convert("L")
+    if min(mask.size) < side:
+        mask = ImageOps.fit(mask, (side, side), Image.Resampling.NEAREST)
+    hidden = np.asarray(mask) >= 128
+    if min(mask.size) > side:
+        hidden = known_after_resize(hidden, side)[..., 0] == 0
+    return known_after_resize(hidden, size)
 
 
 def read_alpha(path, size):

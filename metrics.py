@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 import scipy.ndimage
 
+import utils
+
 
 def psnr(image, truth, where=None):
     """Peak signal-to-noise ratio in dB over the pixels of the boolean `where` (H, W), or all; inf if they are equal."""
@@ -88,7 +90,7 @@ def write(path, rows):
     """Write rows, dicts of a name and numbers, as a CSV file that ends in a row of means; returns the means."""
     label, *names = rows[0]
     means = {name: float(np.mean([row[name] for row in rows])) for name in names}
-    with open(path, "w", newline="") as file:
+    with utils.open_table(path, "w") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         for row in [*rows, {label: "mean", **means}]:

@@ -9,6 +9,7 @@
 Images are float32 (N, H, W, C) in [-1, 1], masks float32 (N, H, W, 1) with 1 = known and 0 = to fill.
 """
 
+import functools
 import json
 import math
 import sys
@@ -211,7 +212,7 @@ class DCGAN:
         of each epoch (100 steps apart at least) and every `eval_every` steps it saves too, compares samples with real
         images, and keeps the checkpoint with the nearest in `checkpoint_dir`/best. Writes a sample grid to `sample_dir`
         every 200 steps and the TensorBoard record to a folder of this run's own below `log_dir`. `jit_compile` compiles
-        the step with XLA, for one replica. Returns the signal that ended it, or None.
+        the step with XLA, for one replica. Returns the signal that ended it early, or None.
 
         Raises utils.UserError if a checkpoint cannot be read or written, if a loss or a weight is not finite any more,
         or if too many images can no longer be read.
@@ -259,7 +260,7 @@ class DCGAN:
         writer = tf.summary.create_file_writer(str(Path(log_dir) / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"))
         with utils.deferred_signals() as stop, bar, writer.as_default():
             if resumed:
-                message = f"goes on from step {step}; what an earlier run did after it is done again"
+                message = f"goes on from step {step}"
                 tqdm.write(f"{checkpoint_dir}: {message}")
                 tf.summary.text("run", message, step)
             shapes = (batch_size, *images.shape), (batch_size, self.z_dim)
@@ -285,20 +286,21 @@ class DCGAN:
                     if keep or step % SCALARS_EVERY == 0:
                         self.check_finite(step, outputs, checkpoint_dir, weights=keep)
                     if keep:
+                        self.refresh_average()
                         self.epoch.assign(done)
                         self.seen.assign(seen)
                         save(state, checkpoint_dir, step)
                         saved = time.monotonic()
                     if step % SAMPLES_EVERY == 0 or step == 1 or done == epoch:
                         self.write_samples(Path(sample_dir) / f"{name}_{step:06d}.png", step, seed)
-                    if evaluate and not leave:
-                        distance = self.evaluate(images, step, seed, bar, stop)
+                    if evaluate and (done == epoch or not leave):
+                        distance = self.evaluate(images, step, seed, bar, () if done == epoch else stop)
                         if distance is not None:
                             keep_best(state, best, step, {**config, "images": len(images)}, distance)
                         marked = step
                     if leave:
                         break
-        return stop[0] if stop else None
+        return stop[0] if stop and done < epoch else None
 
     def check_finite(self, step, outputs, checkpoint_dir, weights):
         """Raise utils.UserError if a loss, or a weight, is NaN or infinite, so that none reaches a checkpoint."""
@@ -345,6 +347,7 @@ class DCGAN:
         real = np.stack([images.read(i) for i in chosen])
         z = ops.random_z((count, self.z_dim), seed, "e")
         parts = [slice(i, i + 64) for i in range(0, count, 64)]
+        bar.set_postfix_str("compares samples with images")
         self.refresh_average()
         for name, network in {"generator": self.generator, "averaged": self.averaged}.items():
             if network is None:
@@ -496,7 +499,7 @@ class DCGAN:
         """What is known from the images, the rest as generated: M*y + (1-M)*G(z) (Amos 2016, step 3)."""
         return tf.where(masks > 0, images, generated)
 
-    def refine(self, images, masks, z, steps, *, weights=None, pool=1, lr=4e-4):
+    def refine(self, images, masks, z, steps, *, weights=None, pool=1, lr=6e-4):
         """Fine-tune a copy of the generator for each image, on what is known of it, from its z; returns the G(z).
 
         Pivotal tuning (Roich et al. 2021): `steps` updates of Adam on the contextual loss, for each image anew, so
@@ -504,28 +507,41 @@ class DCGAN:
         `complete`; returns (N, H, W, C).
         """
         weights = masks if weights is None else weights
-        tuned = keras.models.clone_model(self.sampler)
-        optimizer = keras.optimizers.Adam(lr)
-        optimizer.build(tuned.trainable_variables)
-        fresh = [variable.numpy() for variable in optimizer.variables]
-
-        @tf.function
-        def step(z, image, weights):
-            with tf.GradientTape() as tape:
-                generated = ops.mean_pool(tuned(z, training=False), pool)
-                loss = ops.contextual_loss(generated, ops.mean_pool(image, pool), weights)
-            optimizer.apply(tape.gradient(loss, tuned.trainable_variables), tuned.trainable_variables)
-
+        tuned, optimizer = self.tuned
         refined = []
         for image in range(len(z)):
             tuned.set_weights(self.sampler.get_weights())
-            for variable, value in zip(optimizer.variables, fresh, strict=True):
-                variable.assign(value)
+            for variable in optimizer.variables:
+                variable.assign(tf.zeros_like(variable))
+            optimizer.learning_rate = lr
             one = slice(image, image + 1)
             for _ in range(steps):
-                step(*(tf.constant(x[one], tf.float32) for x in (z, images, weights)))
+                self.refine_step(*(tf.constant(x[one], tf.float32) for x in (z, images, weights)), pool)
             refined.append(tuned(z[one], training=False).numpy())
         return np.concatenate(refined)
+
+    @functools.cached_property
+    def tuned(self):
+        """The copy of the generator that `refine` tunes, and its optimizer.
+
+        The last two transposed convolutions stay as they are: tuned to the known pixels, they would weave a pattern
+        of single pixels into the hole.
+        """
+        tuned = keras.models.clone_model(self.sampler)
+        for layer in tuned.layers[-5:]:
+            layer.trainable = False
+        optimizer = keras.optimizers.Adam()
+        optimizer.build(tuned.trainable_variables)
+        return tuned, optimizer
+
+    @tf.function
+    def refine_step(self, z, image, weights, pool):
+        """One update of the tuned generator on the contextual loss of one image."""
+        tuned, optimizer = self.tuned
+        with tf.GradientTape() as tape:
+            generated = ops.mean_pool(tuned(z, training=False), pool)
+            loss = ops.contextual_loss(generated, ops.mean_pool(image, pool), weights)
+        optimizer.apply(tape.gradient(loss, tuned.trainable_variables), tuned.trainable_variables)
 
     # checkpoints
 
@@ -572,12 +588,17 @@ class DCGAN:
     def export(self, directory):
         """Write what completion and --init need to a new directory: the sampler and D, once, at half precision.
 
-        That is a seventh of what a training run keeps. Raises utils.UserError if the directory is not empty.
+        That is a seventh of what a training run keeps. Raises utils.UserError if the directory is not empty, or if a
+        weight is too large for half precision.
         """
-        directory = utils.make_directory(directory, "export", empty=True)
         half = DCGAN(**{**self.architecture, "ema": 0.0}, precision="float16")
-        half.start_from(self)
+        with np.errstate(over="ignore"):
+            half.start_from(self)
         half.step.assign(self.step)
+        for variable in half.generator.variables + half.discriminator.variables:
+            if not np.isfinite(variable.numpy()).all():
+                raise utils.UserError(f"export: {variable.path} does not fit into half precision")
+        directory = utils.make_directory(directory, "export", empty=True)
         utils.write_json(directory / "config.json", {"architecture": half.architecture, "weights": "float16"})
         save(half.inference_state(), directory, int(half.step), keep=1)
 
@@ -660,9 +681,8 @@ def save(checkpoint, checkpoint_dir, step, keep=3):
         manager.save(checkpoint_number=step)
     except tf.errors.OpError as error:
         utils.remove_unfinished(checkpoint_dir)
-        reason = error.message.splitlines()[0].split("}} ")[-1]  # without the name of TensorFlow's node
         raise utils.UserError(
-            f"{checkpoint_dir}: step {step} could not be saved ({reason}); is the disk full? "
+            f"{checkpoint_dir}: step {step} could not be saved ({ops.reason(error)}); is the disk full? "
             "With more room the same command goes on from the checkpoint before"
         ) from error
     # what a killed run wrote but did not list; a short list may itself have been lost, and then all is kept

@@ -7,6 +7,22 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+import utils
+
+
+@contextlib.contextmanager
+def memory_and_disk(flags):
+    """Raise utils.UserError, which names `flags`, where what TensorFlow does inside runs out of memory or disk."""
+    try:
+        yield
+    except (tf.errors.ResourceExhaustedError, MemoryError) as error:
+        raise utils.UserError(f"{flags}: too little memory, or a full disk ({reason(error)})") from error
+
+
+def reason(error):
+    """The first line of what an exception says, without the name of TensorFlow's node."""
+    return (str(getattr(error, "message", error)).splitlines() or [type(error).__name__])[0].split("}} ")[-1]
+
 
 @contextlib.contextmanager
 def precision(policy):

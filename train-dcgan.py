@@ -6,6 +6,7 @@ tensorboard --logdir logs
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ DEFAULTS = {
     "architecture": dict(image_size=64, c_dim=3, z_dim=100, gf_dim=64, df_dim=64, ema=0.999),
     "training": dict(batch_size=64, learning_rate=0.0002, beta1=0.5, seed=0, flip=False, precision="auto"),
 }
+FACES_AFTER = 1200  # steps of 64 images, as the README tells
 
 
 def parse_args():
@@ -123,7 +125,8 @@ def train(args):
         utils.make_directory(getattr(args, flag), f"--{flag}")
     lock = utils.lock(args.checkpoint_dir, "--checkpoint_dir")  # noqa: F841, held until the process ends
     name = Path(args.checkpoint_dir).resolve().name
-    if not resumed and any(Path(args.sample_dir).glob(f"{name}_*.png")):
+    grids = [path.name for path in Path(args.sample_dir).iterdir()]
+    if not resumed and any(re.fullmatch(rf"{re.escape(name)}_\d{{6,}}\.png", grid) for grid in grids):
         raise utils.UserError(f"--sample_dir {args.sample_dir}: holds another run's {name}_*.png; choose another")
 
     with utils.quiet_tensorflow():
@@ -139,18 +142,25 @@ def train(args):
         precision = ops.fastest_precision()
     size, channels, seed = architecture["image_size"], architecture["c_dim"], training["seed"]
     images = ImageFolder(args.dataset, size, channels, args.train_size, seed, args.cache_mb)
-    print(f"images: {len(images)}, {'in memory' if images.images is not None else 'read anew each epoch'}")
+    steps = args.epoch * (len(images) // min(training["batch_size"], len(images)))
+    place = "in memory" if images.images is not None else "read anew each epoch"
+    print(f"images: {len(images)}, {place}; --epoch {args.epoch} makes {steps} steps")
+    if steps < FACES_AFTER and not (resumed or args.init):
+        print(
+            f"recognisable faces take about {FACES_AFTER} steps, --epoch {-(-FACES_AFTER * args.epoch // steps)}; "
+            "with few images, start from a trained model: --init checkpoints/faces-64"
+        )
 
     ops.keras.utils.set_random_seed(seed)
-    with ops.strategy().scope():
-        dcgan = DCGAN(**architecture, precision=precision)
-    if resumed and args.init:
-        print(f"{args.checkpoint_dir}: holds a run already, --init is ignored")
-    elif args.init:
-        source = DCGAN.load(args.init)
-        dcgan.start_from(source)
-        print(f"{args.init}: starting from its weights after step {int(source.step)}")
-    try:
+    with ops.memory_and_disk("--batch_size, --log_dir"):
+        with ops.strategy().scope():
+            dcgan = DCGAN(**architecture, precision=precision)
+        if resumed and args.init:
+            print(f"{args.checkpoint_dir}: holds a run, --init is ignored; a new run needs another --checkpoint_dir")
+        elif args.init:
+            source = DCGAN.load(args.init)
+            dcgan.start_from(source)
+            print(f"{args.init}: starting from its weights after step {int(source.step)}")
         signal = dcgan.train(
             images,
             epoch=args.epoch,
@@ -161,14 +171,9 @@ def train(args):
             jit_compile=args.jit_compile,
             **training,
         )
-    except ops.tf.errors.ResourceExhaustedError as error:
-        reason = error.message.splitlines()[0]
-        raise utils.UserError(f"--batch_size, --log_dir: too little memory, or a full disk ({reason})") from error
-    print(f"{args.checkpoint_dir}: epoch {dcgan.epoch.numpy()} of {args.epoch}, step {dcgan.step.numpy()}")
-    if signal:
-        print("stopped; the same command goes on from there")
-        return 128 + signal
-    return 0
+    following = "stopped; the same command goes on from there" if signal else "a higher --epoch trains longer"
+    print(f"{args.checkpoint_dir}: {int(dcgan.epoch)} of {args.epoch} epochs done, step {int(dcgan.step)}; {following}")
+    return 128 + signal if signal else 0
 
 
 if __name__ == "__main__":

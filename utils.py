@@ -15,6 +15,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
+import imageio.v3 as iio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
@@ -181,7 +182,7 @@ def labelled_rows(views, columns=16):
     """
     rows = list(views.values())
     size, margin = rows[0].shape[1], 96
-    zoom = max(1, 64 // size)
+    zoom = max(1, 128 // size)
     blocks = []
     for start in range(0, len(rows[0]), columns):
         images = [image_grid(row[start : start + columns], columns) for row in rows]
@@ -214,8 +215,28 @@ def to_picture(pixels):
 
 
 def write_image(path, pixels):
-    """Write uint8 pixels (H, W, 1 or 3) as a picture; the suffix of `path` chooses the format."""
-    to_picture(pixels).save(path)
+    """Write uint8 pixels (H, W, 1 or 3) as a picture; the suffix of `path` chooses the format.
+
+    Raises UserError, naming the file, if that fails.
+    """
+    try:
+        to_picture(pixels).save(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def write_film(path, frames):
+    """Write uint8 pictures (H, W, 1 or 3) as a GIF that goes round and shows the first and the last for longer.
+
+    Small ones are enlarged, each pixel to a square. Raises UserError, naming the file, if it cannot be written.
+    """
+    zoom = max(1, 256 // frames[0].shape[1])
+    frames = [np.asarray(to_picture(frame.repeat(zoom, 0).repeat(zoom, 1))) for frame in frames]
+    durations = [1000] + [100] * (len(frames) - 2) + [2000]  # ms
+    try:
+        iio.imwrite(path, frames, duration=durations, loop=0)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def make_directory(path, flag, empty=False):
@@ -233,6 +254,11 @@ def make_directory(path, flag, empty=False):
     if empty and any(path.iterdir()):
         raise UserError(f"{flag} {path}: is not empty; choose another directory, or remove it first")
     return path
+
+
+def open_table(path, mode="r"):
+    """Open a CSV file as text; names of files that are not UTF-8 survive in it."""
+    return open(path, mode, newline="", encoding="utf-8", errors="surrogateescape")
 
 
 def write_json(path, content):

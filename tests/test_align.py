@@ -392,7 +392,7 @@ def test_a_second_run_does_what_is_missing_and_no_more(aligned, run_here):
     (output / "grey.png").unlink()
     (output / "deep.png").write_bytes(b"kept as it is")
     out = run_here(folder, output, "--faces", "only")
-    assert "1 faces aligned in 1 photos, 7 already done, 1 no face, 1 several faces, 4 unreadable" in out
+    assert "1 face aligned in 1 photo, 7 already done, 1 no face, 1 several faces, 4 unreadable" in out
     assert (output / "deep.png").read_bytes() == b"kept as it is"
     assert record(output) == before
     # what another command would add to it has to be of the same kind
@@ -415,14 +415,14 @@ def test_all_faces_are_numbered_and_resumed(tmp_path, run_here):
     (tmp_path / "in").mkdir()
     Image.fromarray(ASTRONAUT).save(tmp_path / "in/a.png")
     flags = [tmp_path / "in", tmp_path / "out", "--faces", "all", "--size", 32]
-    assert "2 faces aligned in 1 photos" in run_here(*flags)
+    assert "2 faces aligned in 1 photo" in run_here(*flags)
     assert crops(tmp_path / "out") == ["a_0.png", "a_1.png"]
     before = record(tmp_path / "out")
     assert [(row["output"], row["face"]) for row in before] == [("a_0.png", "0"), ("a_1.png", "1")]
     assert read(tmp_path / "out/a_1.png").shape == (32, 32, 3)
     assert "0 faces aligned in 0 photos, 1 already done" in run_here(*flags)
     (tmp_path / "out/a_1.png").unlink()
-    assert "2 faces aligned in 1 photos, 0 already done" in run_here(*flags)
+    assert "2 faces aligned in 1 photo, 0 already done" in run_here(*flags)
     assert record(tmp_path / "out") == before
     # a face that is gone takes its crop along
     Image.fromarray(PORTRAIT).save(tmp_path / "in/a.png")
@@ -498,7 +498,7 @@ def test_photos_of_one_name_are_all_kept(tmp_path, run_here, monkeypatch):
     before = record(tmp_path / "out")
     # a name that comes later does not take an earlier one's place
     Image.fromarray(PORTRAIT).save(tmp_path / "x/a.bmp")
-    assert "1 faces aligned in 1 photos, 2 already done" in run_here("y", "x", "out")
+    assert "1 face aligned in 1 photo, 2 already done" in run_here("y", "x", "out")
     assert crops(tmp_path / "out") == ["a.bmp.png", "a.png", "b.png"]
     shutil.copytree(tmp_path / "y", tmp_path / "z")
     for flags in ([], ["--overwrite"]):
@@ -538,6 +538,7 @@ def test_record_cut_short(tmp_path):
         (["nowhere", "out"], ["INPUT nowhere", "no such file or folder"]),
         (["empty", "out"], ["INPUT empty", "no photo"]),
         (["images", "images"], ["INPUT images", "apart"]),
+        (["", "out"], ["INPUT", "is empty"]),
         (["images/p.png", "images"], ["INPUT images/p.png", "apart"]),
         (["images", "file"], ["OUTPUT file", "cannot be written"]),
         (["images", "taken"], ["taken/p.png", "align.csv does not know", "another OUTPUT"]),

@@ -84,11 +84,26 @@ def test_known_after_resize_are_the_pixels_that_no_hidden_one_reaches(shape):
 def test_mask_files(save_image):
     white = np.zeros((32, 32), np.uint8)
     white[8:16, 4:8] = 200
-    np.testing.assert_array_equal(masks.read_mask(save_image("m.png", white), 32)[..., 0], white == 0)
+    np.testing.assert_array_equal(masks.read_mask(save_image("m.png", white), 32, 32)[..., 0], white == 0)
     rgba = np.full((32, 32, 4), 255, np.uint8)
     rgba[..., 3] -= white // 100
     np.testing.assert_array_equal(masks.read_alpha(save_image("a.png", rgba), 32)[..., 0], white == 0)
     assert masks.read_alpha(save_image("rgb.png", rgba[..., :3]), 32).all()
+
+
+@pytest.mark.parametrize("photo, mask", [((256, 320), (32, 40)), ((90, 80), (200, 180)), ((16, 20), (64, 80))])
+def test_a_mask_of_another_size_than_the_photo_hides_all_it_covers(save_image, photo, mask):
+    """What is under the mask, laid over the photo, reaches no pixel that counts as known."""
+    white = np.zeros(mask, np.uint8)
+    white[mask[0] // 4 : mask[0] // 2, mask[1] // 8 : mask[1] // 2] = 255
+    known = masks.read_mask(save_image("m.png", white), 32, min(photo))[..., 0] == 1
+    covered = np.zeros(photo, bool)
+    covered[photo[0] // 4 : photo[0] // 2, photo[1] // 8 : photo[1] // 2] = True
+    first = RNG.integers(0, 256, (*photo, 3), np.uint8)
+    second = np.where(covered[..., None], 255 - first, first)
+    first, second = (utils.read_image(save_image("p.png", x), 32, 3) for x in (first, second))
+    np.testing.assert_array_equal(first[known], second[known])
+    assert (first != second).any() and known.mean() > 0.6
 
 
 def test_pixelate_is_what_the_loss_compares():

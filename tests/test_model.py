@@ -379,7 +379,7 @@ class Interrupted(DCGAN):
         return super().train_step(images, z)
 
 
-def train(home, folder, stops=(), checkpoint_seconds=300, **options):
+def train(home, folder, stops=(), **options):
     """Train a tiny DCGAN for 4 epochs of 3 steps, with a stop after each of `stops`; returns it and what it was fed."""
     settings = dict(epoch=4, batch_size=3, learning_rate=0.01, beta1=0.5, seed=1, flip=True) | options
     fed = []
@@ -421,6 +421,51 @@ def test_nothing_is_lost_to_a_signal_while_samples_are_drawn(folder, tmp_path):
     dirs = {f"{name}_dir": str(tmp_path / name) for name in ("checkpoint", "sample", "log")}
     assert dcgan.train(ImageFolder(folder, 16, 3), **settings, **dirs) == signal.SIGTERM
     assert int(dcgan.step) == int(DCGAN.load(tmp_path / "checkpoint").step) == 2
+
+
+def test_a_signal_does_not_spare_the_last_evaluation(folder, tmp_path):
+    class Late(DCGAN):
+        def evaluate(self, *args):
+            signal.raise_signal(signal.SIGTERM)
+            return super().evaluate(*args)
+
+    dcgan = Late(**TINY)
+    settings = dict(epoch=1, batch_size=3, learning_rate=0.01, beta1=0.5, seed=1, flip=True)
+    dirs = {f"{name}_dir": str(tmp_path / name) for name in ("checkpoint", "sample", "log")}
+    assert dcgan.train(ImageFolder(folder, 16, 3), **settings, **dirs) is None
+    assert int(DCGAN.load(tmp_path / "checkpoint/best").step) == 3
+
+
+def test_an_evaluation_compares_the_same_samples_and_images_each_time(folder, tiny_dcgan, monkeypatch):
+    class Bar:
+        def set_postfix(self, shown):
+            self.shown = shown
+
+        def set_postfix_str(self, text):
+            pass
+
+    def distance(real, generated):
+        compared.append((real, generated))
+        yield 16, float(len(compared))
+        yield 8, float(len(compared)) + 1
+
+    compared, bar = [], Bar()
+    monkeypatch.setattr(model, "EVALUATED_IMAGES", 6)
+    monkeypatch.setattr(model.metrics, "sliced_wasserstein", distance)
+    dcgan, files = tiny_dcgan(ema=0.9), ImageFolder(folder, 16, 3)
+    dcgan.averaged.set_weights([v + 0.1 for v in dcgan.generator.get_weights()])
+    dcgan.shown = {}
+    assert [dcgan.evaluate(files, 1, seed, bar, ()) for seed in (1, 1, 2)] == [2.5, 4.5, 6.5]  # the averaged one's
+    z = ops.random_z((6, 5), 2, "e")
+    for (_, generated), network in zip(compared[4:], (dcgan.generator, dcgan.averaged), strict=True):
+        np.testing.assert_allclose(generated, utils.to_uint8(network(z, training=False)), atol=1)
+    pairs = generated, np.roll(generated, 1, 0)
+    assert float(bar.shown["ms_ssim"]) == pytest.approx(np.mean(ops.ms_ssim(*pairs)), abs=1e-3)
+    for i, j in ((0, 2), (1, 3)):
+        np.testing.assert_array_equal(compared[i], compared[j])
+    real = [[next(k for k in range(10) if np.array_equal(x, files.read(k))) for x in pair[0]] for pair in compared]
+    assert len(set(real[0])) == 6 and real[0] == real[1] != real[4]
+    assert dcgan.evaluate(files, 1, 1, bar, [signal.SIGTERM]) is None
 
 
 def test_checkpoints_at_the_start_at_intervals_and_at_epochs_ends(folder, tmp_path, monkeypatch):
@@ -599,6 +644,25 @@ def test_refinement_fits_what_is_known_and_leaves_the_generator_alone(tiny_dcgan
     assert ((mask * np.abs(together - y)).sum((1, 2, 3)) < last.contextual).all()
     np.testing.assert_allclose(dcgan.refine(y[2:], mask[2:], last.z[2:], 20), together[2:], atol=1e-4)
     np.testing.assert_allclose(dcgan.refine(y, mask, last.z, 0), last.generated, atol=1e-5)
+    dcgan.refine(y[:1], mask[:1], last.z[:1], 3)
+    tuned = changed(values(dcgan.tuned[0].variables), dcgan.generator.variables)
+    names = {v.path.split("/")[-2] for v, moved in zip(dcgan.generator.variables, tuned, strict=True) if moved}
+    assert names == {"g_h0_lin", "g_bn0"}  # all but the last two transposed convolutions, g_h1 and g_h2
+    assert dcgan.refine_step.experimental_get_tracing_count() == 1  # each would keep its memory
+
+
+def test_refinement_is_adam_on_the_contextual_loss(tiny_dcgan):
+    dcgan = tiny_dcgan()
+    y, mask, z = images(1), center_hole(1), zs(1)
+    first = dcgan.generator.layers[0]
+    before = [v.numpy() for v in first.trainable_variables]
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(tf.abs(mask * (dcgan.generator(z, training=False) - y)))
+    gradients = tape.gradient(loss, first.trainable_variables)
+    dcgan.refine(y, mask, z, 1, lr=0.01)
+    # the first step of Adam (Kingma and Ba 2015, algorithm 1) goes by lr against the sign of each gradient
+    for value, gradient, after in zip(before, gradients, dcgan.tuned[0].layers[0].trainable_variables, strict=True):
+        np.testing.assert_allclose(after, value - 0.01 * gradient / (np.abs(gradient) + 1e-7 / 0.001**0.5), atol=1e-6)
 
 
 # checkpoints
@@ -659,6 +723,10 @@ def test_an_exported_model_draws_nearly_the_same(tiny_dcgan, tmp_path):
     assert len(files) == 1 and files[0] < 2.5 * weights + 5000
     with pytest.raises(utils.UserError, match="is not empty"):
         before.export(tmp_path / "small")
+    before.discriminator.layers[0].bias.assign_add(np.full(8, 1e5))
+    with pytest.raises(utils.UserError, match="d_h0_conv/bias does not fit"):
+        before.export(tmp_path / "large")
+    assert not (tmp_path / "large").exists()
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tiny_dcgan, tmp_path, capsys):

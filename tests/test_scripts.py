@@ -3,6 +3,7 @@
 import csv
 import inspect
 import json
+import os
 import re
 import resource
 import runpy
@@ -46,8 +47,11 @@ def trained(tmp_path_factory):
     for i in range(10):
         utils.write_image(home / "images" / f"{i}.png", rng.integers(0, 256, (16, 16, 3), np.uint8))
     out = run("train-dcgan.py", "--dataset", "images", *TINY_FLAGS, "--epoch", 6, "--ema", 0.9, cwd=home)
-    assert out.stdout.splitlines()[-1] == "checkpoints/mine: epoch 6 of 6, step 12"
-    assert "device: " in out.stdout
+    assert (
+        out.stdout.splitlines()[-1] == "checkpoints/mine: 6 of 6 epochs done, step 12; a higher --epoch trains longer"
+    )
+    assert "device: " in out.stdout and "images: 10, in memory; --epoch 6 makes 12 steps" in out.stdout
+    assert "about 1200 steps, --epoch 600;" in out.stdout
     return home
 
 
@@ -80,18 +84,18 @@ def test_resume_goes_on_with_what_the_model_was_trained_with(trained, tmp_path):
     flags = ["--dataset", trained / "images", "--sample_dir", tmp_path / "s", "--log_dir", tmp_path / "l"]
     flags += ["--checkpoint_dir", tmp_path / "ck"]
     done = run("train-dcgan.py", *flags, *TINY_FLAGS, "--epoch", 1, "--learning_rate", 0.001)
-    assert "epoch 1 of 1, step 2" in done.stdout
+    assert "1 of 1 epochs done, step 2;" in done.stdout
     done = run("train-dcgan.py", *flags, "--epoch", 3)
-    assert "epoch 3 of 3, step 6" in done.stdout
+    assert "3 of 3 epochs done, step 6;" in done.stdout
     training = json.loads((tmp_path / "ck/config.json").read_text())["training"]
     assert training["batch_size"] == 4 and training["learning_rate"] == 0.001
     assert len(list((tmp_path / "l").iterdir())) == 2
     # nothing is left to do, and nothing is done
     done = run("train-dcgan.py", *flags, "--epoch", 3)
-    assert "epoch 3 of 3, step 6" in done.stdout and len(list((tmp_path / "l").iterdir())) == 2
+    assert "3 of 3 epochs done, step 6;" in done.stdout and len(list((tmp_path / "l").iterdir())) == 2
     # all ten images are one batch where 64 are asked for
     done = run("train-dcgan.py", *flags, "--epoch", 5, "--batch_size", 64)
-    assert "epoch 5 of 5, step 8" in done.stdout
+    assert "5 of 5 epochs done, step 8;" in done.stdout
 
 
 def test_a_full_disk_stops_the_run_in_one_line(trained, tmp_path):
@@ -117,7 +121,7 @@ def test_what_a_killed_save_left_is_cleared_away(trained, tmp_path):
     (tmp_path / "ck/ckpt-14_temp/part-00000-of-00001.data-00000-of-00001").write_text("half")
     (tmp_path / "ck/ckpt-13.data-00000-of-00001").write_text("moved, but the index was not")
     done = run("train-dcgan.py", "--dataset", trained / "images", "--epoch", 7, "--checkpoint_dir", "ck", cwd=tmp_path)
-    assert "ck: goes on from step 12; what an earlier run did after it is done again" in done.stdout
+    assert "ck: goes on from step 12" in done.stdout
     names = {path.name.split(".")[0] for path in (tmp_path / "ck").glob("ckpt-*")}
     assert names == {"ckpt-0", "ckpt-12", "ckpt-14"}
     (log,) = (tmp_path / "logs").iterdir()
@@ -133,7 +137,8 @@ def test_two_runs_keep_out_of_each_others_way(trained, tmp_path):
 
 def test_deterministic_runs_end_with_the_same_bits(trained, tmp_path):
     flags = ["--dataset", trained / "images", *TINY_FLAGS, "--ema", 0.9, "--flip", "--deterministic"]
-    for name, epochs in (("whole", [4]), ("parts", [2, 4])):
+    flags += ["--eval_every", 2]
+    for name, epochs in (("whole", [4]), ("parts", [3, 4])):
         for epoch in epochs:
             run("train-dcgan.py", *flags, "--epoch", epoch, "--checkpoint_dir", name, cwd=tmp_path)
     whole, parts = (tf.train.load_checkpoint(str(tmp_path / name / "ckpt-8")) for name in ("whole", "parts"))
@@ -160,9 +165,9 @@ def test_a_signal_saves_and_leaves(trained, tmp_path, number):
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 128 + number and time.monotonic() - asked < 15
     step = checkpoint_step(tmp_path / "ck")
-    assert f"step {step}\nstopped" in out
+    assert f"epochs done, step {step}; stopped" in out
     done = run("train-dcgan.py", *flags, "--epoch", step // 2 + 2, cwd=tmp_path)
-    assert f"step {(step // 2 + 2) * 2}\n" in done.stdout
+    assert f"epochs done, step {(step // 2 + 2) * 2}; a higher" in done.stdout
 
 
 FEW = ["--nIter", 25, "--outInterval", 10, "--candidates", 50]
@@ -205,15 +210,81 @@ def test_complete_in_several_batches(trained, broken, tmp_path):
         for folder in ("hats_imgs", "completed"):
             assert sorted(p.stem for p in (out / batch / folder).iterdir()) == ["0000", "0010", "0020", "0025"]
         with Image.open(out / batch / "completion.gif") as gif:  # equal frames become one that lasts longer
-            assert sum(frame.info["duration"] for frame in ImageSequence.Iterator(gif)) == 3 * 100 + 2000
+            assert sum(frame.info["duration"] for frame in ImageSequence.Iterator(gif)) == 1000 + 4 * 100 + 2000
         assert pixels(out / batch / "masked.png").shape == (16, 16 * count, 3)
-        assert pixels(out / batch / "summary.png").shape[1] == 96 + 64 * count
+        assert pixels(out / batch / "summary.png").shape[1] == 96 + 128 * count
         (record,) = logs.glob(f"out-*/{batch}")
         assert [e.step for e in events(record).Tensors("contextual")] == [0, 10, 20, 25]
 
 
+def test_complete_does_what_its_flags_say(trained, tmp_path):
+    """The files hold what the same calls in Python give."""
+    files = sorted((trained / "images").iterdir())[:3]
+    flags = "--maskType random --fraction 0.4 --weighting neighbours --window 5 --lam 0.3 --seed 7 --samples 2".split()
+    flags += ["--refine", 3, *FEW, "--checkpointDir", trained / "checkpoints/mine"]
+    run("complete.py", *files, *flags, cwd=tmp_path)
+    dcgan = DCGAN.load(trained / "checkpoints/mine")
+    images = utils.to_float([pixels(file) for file in files])
+    holes = np.stack([masks.make("random", 16, fraction=0.4, seed=(7, i)) for i in range(3)])
+    weights = np.stack([masks.neighbour_weights(hole, 5) for hole in holes])
+    zs = []
+    for sample in range(2):
+        settings = dict(weights=weights, lam=0.3, iterations=25, candidates=50, interval=10, seed=7 + sample)
+        *_, last = dcgan.complete(images, holes, range(3), **settings)
+        refined = dcgan.refine(images, holes, last.z, 3, weights=weights)
+        zs.append(last.z)
+        for i, hole in enumerate(holes):
+            name = f"{i:04d}_{i}_{sample}.png"
+            blended = masks.poisson_blend(images[i], refined[i], hole)
+            np.testing.assert_allclose(pixels(tmp_path / "completions/final" / name), utils.to_uint8(blended), atol=1)
+            plain = np.where(hole > 0, images[i], refined[i])
+            np.testing.assert_allclose(pixels(tmp_path / "completions/plain" / name), utils.to_uint8(plain), atol=1)
+    np.testing.assert_allclose(np.load(tmp_path / "completions/z.npy"), np.concatenate(zs), atol=1e-3)
+
+
+def test_complete_each_image_with_the_mask_of_its_name(trained, tmp_path):
+    for i in range(3):
+        white = np.zeros((16, 16, 1), np.uint8)
+        white[4 * i : 4 * i + 4] = 255
+        (tmp_path / "holes").mkdir(exist_ok=True)
+        utils.write_image(tmp_path / f"holes/{i}.png", white)
+    files = sorted((trained / "images").iterdir())[:3]
+    flags = ["--maskDir", "holes", "--blend", "none", *FEW, "--checkpointDir", trained / "checkpoints/mine"]
+    run("complete.py", *files, *flags, cwd=tmp_path)
+    for i, file in enumerate(files):
+        same = (pixels(tmp_path / f"completions/final/000{i}_{i}.png") == pixels(file)).all(-1)
+        hidden = np.arange(16) // 4 == i
+        assert same[~hidden].all() and same[hidden].mean() < 0.1
+
+
+@pytest.mark.filterwarnings("ignore:.*:pytest.PytestUnraisableExceptionWarning")  # the lock's file stays open
+def test_training_does_what_its_flags_say(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")  # which the script sets; it is not to stay
+    flags = "--epoch 9 --train_size 6 --cache_mb 0 --eval_every 5 --jit_compile --precision mixed_bfloat16".split()
+    flags += "--learning_rate 0.1 --beta1 0.2 --seed 3 --flip --sample_dir s --log_dir l".split()
+    monkeypatch.setattr(sys, "argv", ["train-dcgan.py", "--dataset", str(trained / "images"), *TINY_FLAGS, *flags])
+    given = {}
+
+    def train(self, images, **options):
+        given.update(options, dcgan=self, images=images)
+
+    monkeypatch.setattr(DCGAN, "train", train)
+    assert runpy.run_path(str(ROOT / "train-dcgan.py"))["main"]() == 0
+    dcgan, images = given.pop("dcgan"), given.pop("images")
+    assert given == dict(
+        epoch=9, batch_size=4, learning_rate=0.1, beta1=0.2, seed=3, flip=True, eval_every=5, jit_compile=True,
+        checkpoint_dir="checkpoints/mine", sample_dir="s", log_dir="l",
+    )  # fmt: skip
+    assert dcgan.precision == "mixed_bfloat16" and dcgan.ema == 0.999 and len(images) == 6 and images.images is None
+
+
 def test_complete_one_grey_image_of_another_size_in_several_ways(trained, tmp_path, save_image):
     grey = save_image("grey.jpg", np.random.default_rng(0).integers(0, 256, (40, 30), np.uint8))
+    latin = tmp_path / os.fsdecode("gr\xfcn.jpg".encode("latin-1"))  # no UTF-8
+    shutil.copy(grey, latin)
+    run("complete.py", latin, *FEW, "--outDir", tmp_path / "latin", cwd=trained)
+    assert (tmp_path / "latin/final" / f"0000_{latin.stem}.png").exists()
     out = tmp_path / "out"
     run("complete.py", grey, *FEW, "--samples", 2, "--refine", 2, "--outDir", out, cwd=trained)
     names = {p.name for p in out.iterdir()}
@@ -234,7 +305,7 @@ def test_a_model_of_grey_images_from_training_to_film(trained, tmp_path):
     run("complete.py", trained / "images", *FEW, cwd=tmp_path)
     assert pixels(tmp_path / "completions/final/0000_0.png").shape == (16, 16)
     with Image.open(tmp_path / "completions/completion.gif") as gif:
-        assert gif.size == (8 * 16, 2 * 16)
+        assert gif.size == (2 * 8 * 16, 2 * 2 * 16)
 
 
 def test_complete_what_is_transparent_whatever_is_there(trained, tmp_path, save_image):
@@ -250,10 +321,12 @@ def test_complete_what_is_transparent_whatever_is_there(trained, tmp_path, save_
         out = tmp_path / path.stem
         flags = ["--maskType", "alpha", *FEW, "--outDir", out]
         done = run("complete.py", path, paths[2], *flags, cwd=trained)
-        assert "whole.png: leaves no hole" in done.stderr
+        assert "whole.png: leaves no hole" in done.stderr and "transparent" not in done.stdout
         results.append(pixels(out / f"final/0000_{path.stem}.png"))
         assert "plain_psnr" not in metrics_rows(out / "metrics.csv")[0]
     np.testing.assert_array_equal(*results)
+    done = run("complete.py", *paths, *FEW, "--outDir", tmp_path / "white", cwd=trained)
+    assert "2 of 3 images are white where they are transparent; --maskType alpha fills that" in done.stdout
 
 
 @pytest.mark.parametrize("flags", [["--maskType", "lowres"], ["--maskType", "full"], ["--mask", "hole.png"]])
@@ -347,6 +420,7 @@ def test_training_errors(trained, tmp_path, broken, flags, words):
         (["broken.png"], ["broken.png", "no image to complete"]),
         (["images/0.png", "--outDir", "file/out"], ["--outDir file/out", "cannot be written"]),
         (["images/0.png", "--outDir", "images"], ["--outDir images", "not empty"]),
+        (["images", "--outDir", "images/completed"], ["--outDir images/completed", "lies in images"]),
         (["images/0.png", "--centerScale", "0.5"], ["--centerScale 0.5", "no hole"]),
         (["images/0.png", "--mask", "broken.png"], ["broken.png", "not a readable image"]),
         (["images/0.png", "--mask", "black.png"], ["--mask black.png", "no hole"]),
@@ -400,7 +474,7 @@ def test_damaged_checkpoints_are_named_and_older_ones_used(trained, tmp_path):
     image = trained / "images/0.png"
     flags = ["--sample_dir", tmp_path / "s", "--log_dir", tmp_path / "l", "--checkpoint_dir", damaged]
     done = run("train-dcgan.py", "--dataset", trained / "images", *flags, "--epoch", 7)
-    assert f"skipped {damaged}/ckpt-12: damaged" in done.stderr and "epoch 7 of 7, step 14" in done.stdout
+    assert f"skipped {damaged}/ckpt-12: damaged" in done.stderr and "7 of 7 epochs done, step 14;" in done.stdout
     for path in damaged.glob("*.index"):
         path.write_bytes(b"short")
     done = run("train-dcgan.py", "--dataset", trained / "images", *flags, "--epoch", 9, status=2)

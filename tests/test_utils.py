@@ -2,7 +2,7 @@ import argparse
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 
 import utils
 
@@ -114,12 +114,28 @@ def test_number_bounds():
 
 def test_labelled_rows_stand_below_each_other_in_blocks():
     views = {"one": np.full((5, 64, 64, 3), -1.0), "two": np.full((5, 64, 64, 3), 1.0)}
-    picture = utils.labelled_rows(views, columns=4)
-    assert picture.shape == (2 * (2 * 64 + 8), 96 + 4 * 64, 3)
-    assert (picture[64:128, 96:] == 255).all() and not picture[:64, 96:].any()
-    assert picture[:64, :96].any()  # the label
-    second = picture[136:]
-    assert (second[64:128, 96:160] == 255).all() and not second[:, 160:].any()
+    picture = utils.labelled_rows(views, columns=4)  # twice as large, as 64 pixels are little to look at
+    assert picture.shape == (2 * (2 * 128 + 8), 96 + 4 * 128, 3)
+    assert (picture[128:256, 96:] == 255).all() and not picture[:128, 96:].any()
+    assert picture[:128, :96].any()  # the label
+    second = picture[264:]
+    assert (second[128:256, 96:224] == 255).all() and not second[:, 224:].any()
+
+
+def test_a_film_shows_every_frame_the_first_and_last_for_longer(tmp_path):
+    frames = [np.full((64, 128, 1), value, np.uint8) for value in (0, 90, 180, 255)]
+    utils.write_film(tmp_path / "film.gif", frames)
+    with Image.open(tmp_path / "film.gif") as gif:
+        assert gif.size == (256, 128)
+        shown = [(frame.info["duration"], frame.convert("L").getextrema()) for frame in ImageSequence.Iterator(gif)]
+    assert shown == [(1000, (0, 0)), (100, (90, 90)), (100, (180, 180)), (2000, (255, 255))]
+
+
+def test_a_picture_that_cannot_be_written_is_named(tmp_path):
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    for write, value in ((utils.write_image, pixels), (utils.write_film, [pixels] * 3)):
+        with pytest.raises(utils.UserError, match="nowhere/a.gif: cannot be written"):
+            write(tmp_path / "nowhere/a.gif", value)
 
 
 def test_only_what_a_save_left_is_cleared_away(tmp_path):
