@@ -2,7 +2,7 @@
 """Draw the README's pictures of the model that ships with it: completions of portraits, and samples.
 
 make demo
-.venv/bin/python docs/pictures.py demo/*/aligned
+.venv/bin/python docs/pictures.py demo/TIME/aligned
 """
 
 import sys
@@ -24,17 +24,15 @@ HOLES = {"center": {}, "left": {}, "bottom": {}, "random": {"fraction": 0.8}, "g
 def main(aligned):
     """Complete each face of a folder with every hole, and draw samples."""
     dcgan = DCGAN.load(utils.SHIPPED)
-    faces = utils.to_float(
-        [utils.read_image(path, dcgan.image_size, dcgan.c_dim) for path in utils.find_images(aligned)]
-    )
+    paths = utils.find_images(aligned)
+    faces = utils.to_float([utils.read_image(path, dcgan.image_size, dcgan.c_dim) for path in paths])
     images = np.repeat(faces, len(HOLES), axis=0)
     holes = [masks.make(kind, dcgan.image_size, seed=(0, 0), **options) for kind, options in HOLES.items()]
     holes = np.tile(holes, (len(faces), 1, 1, 1))
     *_, last = dcgan.complete(images, holes)
     refined = dcgan.refine(images, holes, last.z, 10)
-    completed = np.stack([masks.poisson_blend(*each) for each in zip(images, refined, holes, strict=True)])
-    views = {"original": images, "known": np.where(holes > 0, images, 1), "nearest G(z)": last.generated}
-    views["completed"] = completed
+    blended = np.stack([masks.poisson_blend(*each) for each in zip(images, refined, holes, strict=True)])
+    views = {"original": images, "masked": np.where(holes > 0, images, 1), "generated": refined, "blended": blended}
     utils.write_image(HOME / "completions.png", utils.labelled_rows(views))
 
     samples = dcgan.sampler(ops.random_z((48, dcgan.z_dim), 0, "s"), training=False)

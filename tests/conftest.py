@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,11 @@ TINY = dict(image_size=16, c_dim=3, z_dim=5, gf_dim=8, df_dim=8)
 
 def command(script, *arguments):
     return [sys.executable, str(ROOT / script), *map(str, arguments)]
+
+
+def heed_sigint():
+    """What a process does first that SIGINT is to stop: those in the background inherit that it is ignored."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run(script, *arguments, cwd=None, status=0):

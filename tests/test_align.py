@@ -17,7 +17,7 @@ import dlib
 import numpy as np
 import pytest
 import skimage.data
-from conftest import ROOT, one_line, run
+from conftest import ROOT, heed_sigint, one_line, run
 from PIL import Image
 
 import align
@@ -442,6 +442,7 @@ def test_an_interrupted_run_goes_on(tmp_path, run_here, number):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=heed_sigint,
     )
     while len(list(tmp_path.glob("out/*.png"))) < 3:
         assert process.poll() is None

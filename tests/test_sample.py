@@ -20,11 +20,11 @@ def dcgan(request, tiny_dcgan, tmp_path):
     return dcgan
 
 
-def assert_shows(picture, left, top, dcgan, z):
-    """Check that a picture shows G(z), enlarged from 16 to 64 pixels, with its corner there."""
+def assert_shows(picture, left, top, dcgan, z, side=64):
+    """Check that a picture shows G(z), enlarged from 16 to `side` pixels, with its corner there."""
     expected = utils.to_uint8(dcgan.generator(np.float32(z)[None], training=False)[0])
-    expected = np.broadcast_to(expected.repeat(4, 0).repeat(4, 1), (64, 64, 3))
-    np.testing.assert_allclose(picture[top : top + 64, left : left + 64].astype(int), expected, atol=1)
+    expected = np.broadcast_to(expected.repeat(side // 16, 0).repeat(side // 16, 1), (side, side, 3))
+    np.testing.assert_allclose(picture[top : top + side, left : left + side].astype(int), expected, atol=1)
     assert expected.std() > 20
 
 
@@ -44,11 +44,11 @@ def test_pictures_show_what_the_model_makes_of_the_z(dcgan, tmp_path):
         assert samples[top + 64 : top + 82, left : left + 64].any()  # its number
     assert not samples[82:, 3 * 68 :].any()
 
-    assert interpolations.shape == (5 * 64 + 8, 96 + 10 * 64, 3)
+    assert interpolations.shape == (5 * 128 + 8, 96 + 10 * 128, 3)
     for row in range(5):
         start, end = z[2 * row], z[2 * row + 1]
         for step in range(10):
-            assert_shows(interpolations, 96 + 64 * step, 64 * row, dcgan, start + step / 9 * (end - start))
+            assert_shows(interpolations, 96 + 128 * step, 128 * row, dcgan, start + step / 9 * (end - start), 128)
 
     # 3 samples, sign, mean, sign, 3 results
     assert arithmetic.shape == (3 * 82, 9 * 68, 3)

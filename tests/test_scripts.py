@@ -16,7 +16,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, command, one_line, run
+from conftest import ROOT, command, heed_sigint, one_line, run
 from PIL import Image, ImageSequence
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -156,6 +156,7 @@ def test_a_signal_saves_and_leaves(trained, tmp_path, number):
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         text=True,
+        preexec_fn=heed_sigint,
     )
     while not (tmp_path / "s/ck_000001.png").exists():
         assert process.poll() is None
