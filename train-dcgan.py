@@ -147,8 +147,8 @@ def train(args):
     print(f"images: {len(images)}, {place}; --epoch {args.epoch} makes {steps} steps")
     if steps < FACES_AFTER and not (resumed or args.init):
         print(
-            f"recognisable faces take about {FACES_AFTER} steps, --epoch {-(-FACES_AFTER * args.epoch // steps)}; "
-            "with few images, start from a trained model: --init checkpoints/faces-64"
+            f"recognisable faces take about {FACES_AFTER} steps, --epoch {-(-FACES_AFTER * args.epoch // steps)}, "
+            "and many images; with few, --init checkpoints/faces-64 starts from a trained model"
         )
 
     ops.keras.utils.set_random_seed(seed)

@@ -51,7 +51,7 @@ def trained(tmp_path_factory):
         out.stdout.splitlines()[-1] == "checkpoints/mine: 6 of 6 epochs done, step 12; a higher --epoch trains longer"
     )
     assert "device: " in out.stdout and "images: 10, in memory; --epoch 6 makes 12 steps" in out.stdout
-    assert "about 1200 steps, --epoch 600;" in out.stdout
+    assert "about 1200 steps, --epoch 600, and" in out.stdout
     return home
 
 
