@@ -197,13 +197,7 @@ def complete(args):
             with ops.memory_and_disk("--batchSize, --log_dir"):
                 states = dcgan.complete(images, batch_masks, numbers, seed=args.seed + sample, **settings)
                 last, frames = follow(states, images, known, numbers, search_dir, log_dir.joinpath(*parts))
-                if args.refine:
-                    options = {name: settings[name] for name in ("weights", "pool") if name in settings}
-                    generated = dcgan.refine(images, batch_masks, last.z, args.refine, **options)
-                    last = last._replace(generated=generated, completed=dcgan.composite(images, batch_masks, generated))
-            blended = last.completed
-            if args.blend == "poisson":
-                blended = np.stack(list(map(masks.poisson_blend, images, last.generated, batch_masks)))
+                last, blended = finish(args, dcgan, images, batch_masks, last, settings)
             utils.write_film(search_dir / "completion.gif", [*frames, utils.image_grid(blended)])
             names = [f"{i:04d}_{files[i].stem}" + f"_{sample}" * (args.samples > 1) for i in numbers]
             rows += write_results(args, names, images, known, batch_masks, last, blended, out_dir, search_dir)
@@ -264,6 +258,17 @@ def follow(states, images, known, numbers, search_dir, log_dir):
             bar.set_postfix({name: f"{values.mean():.4g}" for name, values in losses.items()}, refresh=False)
             bar.update(state.iteration - bar.n)
     return state, frames
+
+
+def finish(args, dcgan, images, batch_masks, last, settings):
+    """What comes of the last state of a search: it, refined, and the blended images, as the flags ask."""
+    if args.refine:
+        options = {name: settings[name] for name in ("weights", "pool") if name in settings}
+        generated = dcgan.refine(images, batch_masks, last.z, args.refine, **options)
+        last = last._replace(generated=generated, completed=dcgan.composite(images, batch_masks, generated).numpy())
+    if args.blend == "none":
+        return last, last.completed
+    return last, np.stack(list(map(masks.poisson_blend, images, last.generated, batch_masks)))
 
 
 def write_results(args, names, images, known, batch_masks, last, blended, out_dir, search_dir):

@@ -45,19 +45,17 @@ class ArgumentParser(argparse.ArgumentParser):
         except (UserError, OSError) as error:  # OSError: such as a disk that is full
             self.error(str(error))
         except KeyboardInterrupt:
-            return 130
+            self.exit(130, f"{self.prog}: stopped\n")
 
 
 def number(kind, low, high=math.inf, above=False):
     """An argparse `type` for an `int` or `float` from `low` (or `above` it) to `high`."""
 
     def parse(text):
-        try:
+        with contextlib.suppress(ValueError, OverflowError):  # the latter of whole numbers that no float can hold
             value = kind(text)
-        except ValueError:
-            value = math.nan
-        if math.isfinite(value) and low <= value <= high and not (above and value == low):
-            return value
+            if math.isfinite(value) and low <= value <= high and not (above and value == low):
+                return value
         limits = f"{'above' if above else 'from'} {low}" + (f" to {high}" if high < math.inf else "")
         raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if kind is int else ''}number {limits}")
 

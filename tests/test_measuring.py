@@ -28,8 +28,11 @@ def test_benchmark(tmp_path):
     assert {"train(), float32", "step, float32", "step, mixed_bfloat16", "plain port to Keras, float32"} < rows.keys()
     limits = {name: rows[f"limit, {name}"][0] for name in ("float32", "bfloat16")}
     for name, (rate, relative, of_limit) in rows.items():
-        assert relative == pytest.approx(rate / rows["step, float32"][0], abs=0.02)
-        assert of_limit == pytest.approx(rate / limits["bfloat16" if "bfloat16" in name else "float32"], abs=0.02)
+        for quotient, base in (
+            (relative, rows["step, float32"][0]),
+            (of_limit, limits["bfloat16" if "bfloat16" in name else "float32"]),
+        ):  # of rates that are printed to a tenth, to a hundredth
+            assert quotient == pytest.approx(rate / base, abs=0.006 + quotient * (0.05 / rate + 0.05 / base))
 
 
 def test_baselines(tmp_path, tiny_dcgan):

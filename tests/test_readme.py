@@ -92,7 +92,11 @@ def test_the_figure_of_distributions(tmp_path):
 
 
 def test_every_flag_exists():
-    texts = [run(script, "--help").stdout for script in SCRIPTS]
+    helps = {script: run(script, "--help").stdout for script in SCRIPTS}
+    for script, arguments in re.findall(r"^ *\./([\w-]+\.py) (.*)$", README, re.M):
+        for flag in re.findall(r"--\w+", arguments):
+            assert re.search(rf"{flag}\b", helps[script]), f"{script} {flag}"
+    texts = [*helps.values()]
     texts += [(ROOT / "tests" / f"{name}.py").read_text() for name in ("benchmark", "baselines")]
     flags = set(re.findall(r"(?<![\w-])--[A-Za-z]\w+", README)) - {"--logdir"}  # TensorBoard's own
     assert len(flags) > 30

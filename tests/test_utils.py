@@ -110,6 +110,25 @@ def test_number_bounds():
             share(text)
     with pytest.raises(argparse.ArgumentTypeError, match="whole"):
         utils.number(int, 1)("1.5")
+    with pytest.raises(argparse.ArgumentTypeError, match="whole"):
+        utils.number(int, 1)("1" * 400)
+
+
+@pytest.mark.parametrize(
+    "error, status, words",
+    [
+        (utils.UserError("--lr: is odd"), 2, "script: error: --lr: is odd\n"),
+        (OSError(28, "No space left"), 2, "script: error: [Errno 28] No space left\n"),
+        (KeyboardInterrupt(), 130, "script: stopped\n"),
+    ],
+)
+def test_how_a_script_ends_early(capsys, error, status, words):
+    def work(args):
+        raise error
+
+    with pytest.raises(SystemExit) as end:
+        utils.ArgumentParser(prog="script").run(work, None)
+    assert end.value.code == status and capsys.readouterr().err == words
 
 
 def test_labelled_rows_stand_below_each_other_in_blocks():
