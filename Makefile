@@ -3,7 +3,7 @@ DEMO := demo/$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: demo test format clean
 
-# of two portraits in the public domain, or of one's own PHOTOS
+# completes two portraits in the public domain, or one's own: PHOTOS=path
 demo: .venv/photos
 	.venv/bin/python align.py "$${PHOTOS:-.venv/photos}" $(DEMO)/aligned
 	.venv/bin/python complete.py $(DEMO)/aligned --checkpointDir checkpoints/faces-64 --refine 10 --batchSize 1000 \

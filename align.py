@@ -170,8 +170,7 @@ def align_photo(photo, detector, predictor, size=64, landmarks="innerEyesAndBott
         photo = photo.convert("RGBA")
         if photo.getextrema()[3][0] < 255:
             layers = np.asarray(photo)
-        photo = Image.alpha_composite(Image.new("RGBA", photo.size, "grey"), photo)
-    pixels = np.asarray(photo.convert("RGB"))
+    pixels = np.asarray(utils.flatten(photo, "grey").convert("RGB"))
     results = []
     for box in find_faces(pixels, detector, faces, upsample):
         matrix = affine(find_landmarks(pixels, box, predictor), size, landmarks)
@@ -273,8 +272,6 @@ def find_photos(inputs, output):
     OUTPUT's own files are left out where it lies inside an INPUT. Raises UserError if an INPUT is missing or lies in
     OUTPUT, where a crop might take its place, and if there is no photo.
     """
-    if not all(inputs):
-        raise utils.UserError("INPUT: is empty; name photos, or folders of photos")
     output, photos = Path(output).resolve(), {}
     for name in map(Path, inputs):
         place = name.resolve()
@@ -419,9 +416,7 @@ def align(args):
 
     kinds = ["already done", "no face", "several faces", "unreadable"]
     summary = ", ".join(f"{counts[kind]} {kind}" for kind in kinds)
-    plural = {name: "s" * (counts[name] != 1) for name in ("faces", "aligned")}
-    done = f"{counts['faces']} face{plural['faces']} aligned in {counts['aligned']} photo{plural['aligned']}"
-    print(f"{output}: {done}, {summary}")
+    print(f"{output}: {counts['faces']} faces aligned in {counts['aligned']} of {len(photos)} photos, {summary}")
     if received:
         print(f"stopped; the same command {'starts again' if args.overwrite else 'goes on from there'}")
         return 128 + received[0]

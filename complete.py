@@ -54,8 +54,8 @@ def parse_args():
     kinds = [*masks.TYPES, "alpha"]
     hole = parser.add_argument_group("the hole")
     add = hole.add_mutually_exclusive_group().add_argument
-    text = f"{', '.join(kinds)}; alpha fills what is transparent (%(default)s)"
-    add("--maskType", choices=kinds, metavar="TYPE", default="center", help=text)
+    text = f"{', '.join(kinds)}; alpha fills what is transparent (center; alpha if all images have such parts)"
+    add("--maskType", choices=kinds, metavar="TYPE", help=text)
     add("--mask", metavar="FILE", help="mask image for all images, white = fill")
     add("--maskDir", metavar="DIR", help="folder that holds a mask image of the same name for each image")
     add = hole.add_argument
@@ -71,7 +71,7 @@ def parse_args():
     add("--lam", type=amount, help="weight of the perceptual loss (0.1)")
     add("--candidates", type=count, metavar="K", help="start from the best of K random z (2048)")
     add("--weighting", choices=["none", "neighbours"], default="none", help="what known pixels count (%(default)s)")
-    add("--window", type=utils.number(int, 3), default=7, help="side of the neighbourhood, odd (%(default)s)")
+    add("--window", type=utils.number(int, 3, 511), default=7, help="side of the neighbourhood, odd (%(default)s)")
     add("--hmcBeta", type=step, help="inverse temperature of hmc (0.2)")
     add("--hmcEps", type=step, help="length of a leapfrog step of hmc (0.001)")
     add("--hmcL", type=count, help="leapfrog steps per iteration of hmc (100)")
@@ -93,12 +93,14 @@ def main():
 def find_inputs(args, size):
     """The files among the IMAGE arguments, folders searched, that can be completed; the others are reported.
 
-    Raises utils.UserError if none is left, or if a mask flag does not give each of them a hole.
+    Where no mask flag was given, it sets --maskType. Raises utils.UserError if no file is left, or if they do not all
+    get a hole.
     """
-    files, transparent = [], 0
+    files, transparent, skipped = [], 0, False
     for name in map(Path, args.imgs):
         found = utils.find_images(name) if name.is_dir() else [name]
         if not found and len(args.imgs) > 1:
+            skipped = True
             print(f"skipped {name}: a folder without images", file=sys.stderr)
         for path in found:
             try:
@@ -108,14 +110,20 @@ def find_inputs(args, size):
                 transparent += not opaque.all()
                 files.append(path)
             except utils.UserError as error:
+                skipped = True
                 print(f"skipped {error}", file=sys.stderr)
     if not files:
-        suffixes = ", ".join(sorted(utils.IMAGE_SUFFIXES))
-        raise utils.UserError(f"IMAGE {' '.join(args.imgs)[:80]}: no image to complete there ({suffixes})")
+        why = "see above" if skipped else f"it holds none ({', '.join(sorted(utils.IMAGE_SUFFIXES))})"
+        raise utils.UserError(f"IMAGE {args.imgs[0]}{' ...' if args.imgs[1:] else ''}: no image to complete; {why}")
+    if not (args.mask or args.maskDir or args.maskType):
+        if 0 < transparent < len(files):
+            raise utils.UserError(
+                f"--maskType: {transparent} of {len(files)} images have transparent parts; alpha fills those and "
+                "leaves out the other images, the other types take them as white"
+            )
+        args.maskType = "alpha" if transparent else "center"
     for number, path in enumerate(files):
         find_mask(args, path, number, size)
-    if transparent and args.maskType != "alpha":
-        print(f"{transparent} of {len(files)} images are white where they are transparent; --maskType alpha fills that")
     return files
 
 
@@ -180,7 +188,7 @@ def complete(args):
 
         device = ops.use_device()
     dcgan = DCGAN.load(checkpoint_dir)
-    print(f"{device}\nmodel: {checkpoint_dir}, step {int(dcgan.step)}")
+    print(f"{device}\n{utils.describe_model(checkpoint_dir, int(dcgan.step))}")
 
     zs, rows = [], []
     starts = range(0, len(files), args.batchSize)
@@ -196,11 +204,13 @@ def complete(args):
             settings = search_settings(args, batch_masks)
             with ops.memory_and_disk("--batchSize, --log_dir"):
                 states = dcgan.complete(images, batch_masks, numbers, seed=args.seed + sample, **settings)
-                last, frames = follow(states, images, known, numbers, search_dir, log_dir.joinpath(*parts))
-                last, blended = finish(args, dcgan, images, batch_masks, last, settings)
+                found, frames = follow(states, images, known, numbers, search_dir, log_dir.joinpath(*parts))
+                last, blended = finish(args, dcgan, images, batch_masks, found, settings)
             utils.write_film(search_dir / "completion.gif", [*frames, utils.image_grid(blended)])
             names = [f"{i:04d}_{files[i].stem}" + f"_{sample}" * (args.samples > 1) for i in numbers]
-            rows += write_results(args, names, images, known, batch_masks, last, blended, out_dir, search_dir)
+            views = show_steps(args, images, known, found, last, blended)
+            utils.write_image(search_dir / "summary.png", utils.labelled_rows(views))
+            rows += write_results(args, names, images, batch_masks, last, blended, out_dir)
             finals.append(blended)
             zs.append(last.z)
         if args.samples > 1:
@@ -271,15 +281,16 @@ def finish(args, dcgan, images, batch_masks, last, settings):
     return last, np.stack(list(map(masks.poisson_blend, images, last.generated, batch_masks)))
 
 
-def write_results(args, names, images, known, batch_masks, last, blended, out_dir, search_dir):
-    """Write the pictures of each image and a summary of all; returns their rows of metrics.csv."""
-    views = {"original": images, "masked": known, "generated": last.generated}
+def show_steps(args, images, known, found, last, blended):
+    """The rows of summary.png, as `utils.labelled_rows` wants them."""
+    views = {"original": images, "masked": known, "generated": found.generated, "refined": last.generated}
     views |= {"composite": last.completed, "blended": blended}
-    for view, wanted in (("original", args.maskType != "alpha"), ("blended", args.blend != "none")):
-        if not wanted:
-            del views[view]
-    utils.write_image(search_dir / "summary.png", utils.labelled_rows(views))
+    left_out = {"original": args.maskType == "alpha", "refined": not args.refine, "blended": args.blend == "none"}
+    return {name: view for name, view in views.items() if not left_out.get(name)}
 
+
+def write_results(args, names, images, batch_masks, last, blended, out_dir):
+    """Write the pictures of each image; returns their rows of metrics.csv."""
     rows = []
     for folder in ("final", "plain"):
         (out_dir / folder).mkdir(exist_ok=True)

@@ -7,7 +7,7 @@ import numpy as np
 import scipy.ndimage
 import scipy.sparse
 import scipy.sparse.linalg
-from PIL import Image, ImageOps
+from PIL import Image
 
 import utils
 
@@ -58,14 +58,13 @@ def known_after_resize(hidden, size):
 def read_mask(path, size, side):
     """Read a mask image, where white (128 and above) = fill, cropped and resized as `utils.read_image` does it.
 
-    It first becomes as large as the image that it is for, whose shorter side is `side` pixels: what a pixel of the
-    mask hides, all of it, is not to contribute when the image is resized.
+    It first becomes as large as the image that it is for, whose shorter side is `side` pixels: no pixel of that of
+    which the mask hides a part is to contribute when the image is resized.
     """
-    mask = utils.open_image(path).convert("L")
-    if min(mask.size) < side:
-        mask = ImageOps.fit(mask, (side, side), Image.Resampling.NEAREST)
-    hidden = np.asarray(mask) >= 128
-    if min(mask.size) > side:
+    hidden = np.asarray(utils.flatten(utils.open_image(path), "black").convert("L")) >= 128
+    zoom = -(-side // min(hidden.shape))
+    hidden = hidden.repeat(zoom, 0).repeat(zoom, 1)
+    if min(hidden.shape) > side:
         hidden = known_after_resize(hidden, side)[..., 0] == 0
     return known_after_resize(hidden, size)
 

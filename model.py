@@ -285,8 +285,9 @@ class DCGAN:
                     keep = evaluate or leave or time.monotonic() - saved > CHECKPOINT_SECONDS
                     if keep or step % SCALARS_EVERY == 0:
                         self.check_finite(step, outputs, checkpoint_dir, weights=keep)
-                    if keep:
+                    if evaluate:
                         self.refresh_average()
+                    if keep:
                         self.epoch.assign(done)
                         self.seen.assign(seen)
                         save(state, checkpoint_dir, step)
@@ -574,6 +575,8 @@ class DCGAN:
             dcgan.step.assign(int(original.rpartition("-")[2]))
             assign_original(dcgan, weights, original)
             return dcgan
+        if not utils.find_checkpoints(checkpoint_dir):
+            raise utils.UserError(f"{checkpoint_dir}: holds no model")
         config = utils.read_config(checkpoint_dir)
         stored = cls(**config["architecture"], precision=config["weights"])
         restore(stored.inference_state(), checkpoint_dir).expect_partial()
@@ -592,7 +595,7 @@ class DCGAN:
         weight is too large for half precision.
         """
         half = DCGAN(**{**self.architecture, "ema": 0.0}, precision="float16")
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore"):  # it is told of below
             half.start_from(self)
         half.step.assign(self.step)
         for variable in half.generator.variables + half.discriminator.variables:

@@ -63,7 +63,7 @@ def sample(args):
 
         device = ops.use_device()
     dcgan = DCGAN.load(checkpoint_dir)
-    print(f"{device}\nmodel: {checkpoint_dir}, step {int(dcgan.step)}")
+    print(f"{device}\n{utils.describe_model(checkpoint_dir, int(dcgan.step))}")
 
     z = ops.random_z((args.count, dcgan.z_dim), args.seed, "s")  # with the same seed, those of training's grids
     images = dcgan.draw(z)

@@ -16,7 +16,6 @@ DEFAULTS = {
     "architecture": dict(image_size=64, c_dim=3, z_dim=100, gf_dim=64, df_dim=64, ema=0.999),
     "training": dict(batch_size=64, learning_rate=0.0002, beta1=0.5, seed=0, flip=False, precision="auto"),
 }
-FACES_AFTER = 1200  # steps of 64 images, as the README tells
 
 
 def parse_args():
@@ -119,7 +118,7 @@ def main():
 def train(args):
     sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line at once, and keeps it if we are killed
     if not Path(args.dataset).is_dir():
-        raise utils.UserError(f"--dataset {args.dataset}: no such directory")
+        raise utils.UserError(f"--dataset {args.dataset}: no such directory; give a folder of images")
     config, resumed = settings(args)
     for flag in ("checkpoint_dir", "sample_dir", "log_dir"):
         utils.make_directory(getattr(args, flag), f"--{flag}")
@@ -142,13 +141,13 @@ def train(args):
         precision = ops.fastest_precision()
     size, channels, seed = architecture["image_size"], architecture["c_dim"], training["seed"]
     images = ImageFolder(args.dataset, size, channels, args.train_size, seed, args.cache_mb)
-    steps = args.epoch * (len(images) // min(training["batch_size"], len(images)))
+    per_epoch = len(images) // min(training["batch_size"], len(images))
     place = "in memory" if images.images is not None else "read anew each epoch"
-    print(f"images: {len(images)}, {place}; --epoch {args.epoch} makes {steps} steps")
-    if steps < FACES_AFTER and not (resumed or args.init):
+    print(f"images: {len(images)}, {place}; steps an epoch: {per_epoch}")
+    if args.epoch * per_epoch < utils.FACES_AFTER and not (resumed or args.init):
         print(
-            f"recognisable faces take about {FACES_AFTER} steps, --epoch {-(-FACES_AFTER * args.epoch // steps)}, "
-            "and many images; with few, --init checkpoints/faces-64 starts from a trained model"
+            f"recognisable faces take about {utils.FACES_AFTER} steps, --epoch {-(-utils.FACES_AFTER // per_epoch)}, "
+            "and thousands of photos; with fewer, complete.py does better with checkpoints/faces-64"
         )
 
     ops.keras.utils.set_random_seed(seed)

@@ -24,6 +24,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 ARCHITECTURE = ("image_size", "c_dim", "z_dim", "gf_dim", "df_dim", "ema")  # DCGAN's arguments, in config.json
 CHATTER = "TF_CPP_MIN_LOG_LEVEL" in os.environ  # the user wants to read what TensorFlow says
+FACES_AFTER = 1200  # steps of 64 images, until a model draws recognisable faces
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
 SHIPPED = Path(__file__).resolve().parent / "checkpoints" / "faces-64"
 
@@ -40,6 +41,10 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def run(self, work, args):
         """Do `work(args)`, a script's, and return its exit status; what a user can mend ends it by `error`."""
+        for action in self._actions:  # such as of a shell variable that is not set
+            value = getattr(args, action.dest, None)
+            if "" in (value if isinstance(value, list) else [value]):
+                self.error(f"{'/'.join(action.option_strings) or action.metavar}: is empty")
         try:
             return work(args)
         except (UserError, OSError) as error:  # OSError: such as a disk that is full
@@ -78,7 +83,7 @@ def quiet_tensorflow():
         os.dup2(said.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:
             show = True
             raise
         finally:
@@ -124,8 +129,17 @@ def open_image(path):
         if image.mode in "IF":
             raise ValueError("32 bits deep")
         return image
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
     except Exception as error:  # Pillow raises anything from SyntaxError to struct.error on a damaged file
         raise UserError(f"{path}: not a readable image ({error})") from error
+
+
+def flatten(image, background):
+    """A Pillow image with a colour behind what is transparent."""
+    if not image.has_transparency_data:
+        return image
+    return Image.alpha_composite(Image.new("RGBA", image.size, background), image.convert("RGBA"))
 
 
 def fit(image, size):
@@ -142,11 +156,7 @@ def read_image(path, size, channels):
     Returns uint8 (size, size, channels), `channels` 1 (grey) or 3 (RGB). Transparent pixels show white behind them.
     Raises UserError, naming the file, as `open_image` does.
     """
-    image = open_image(path)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = fit(image.convert("RGB" if channels == 3 else "L"), size)
+    image = fit(flatten(open_image(path), "white").convert("RGB" if channels == 3 else "L"), size)
     return np.asarray(image).reshape(size, size, channels)
 
 
@@ -176,7 +186,7 @@ def labelled_rows(views, columns=16):
     """One picture of several views of the same images: a row for each view, labelled, `columns` images wide.
 
     `views` is a dict from label to float images (N, H, W, C) in [-1, 1]; more images than `columns` go below in
-    further blocks of rows. Small images are enlarged, each pixel to a square. Returns uint8.
+    further blocks of rows. Images below 128 pixels are enlarged to that, each pixel to a square. Returns uint8.
     """
     rows = list(views.values())
     size, margin = rows[0].shape[1], 96
@@ -196,7 +206,7 @@ def labelled_rows(views, columns=16):
 
 
 def captioned_grid(images, captions, columns=8):
-    """`image_grid` with a caption below each image. Small images are enlarged as in `labelled_rows`. Returns uint8."""
+    """`image_grid` with a caption below each image. Images below 64 pixels are enlarged to that. Returns uint8."""
     zoom = max(1, 64 // images.shape[1])
     images = np.pad(images.repeat(zoom, 1).repeat(zoom, 2), ((0, 0), (0, 18), (0, 4), (0, 0)), constant_values=-1)
     _, height, width, _ = images.shape
@@ -319,6 +329,12 @@ def find_model(checkpoint_dir):
             return candidate
     flag = f" {checkpoint_dir}: holds no model" if checkpoint_dir else ": no model found in checkpoints/mine"
     raise UserError(f"--checkpointDir{flag}; train one with train-dcgan.py, or name another folder")
+
+
+def describe_model(checkpoint_dir, step):
+    """A line that names the model in use, and where that has made few steps the one that came with this code."""
+    advice = f" (from nothing faces take about {FACES_AFTER}; --checkpointDir checkpoints/faces-64 came with this code)"
+    return f"model: {checkpoint_dir}, step {step}{advice if step < FACES_AFTER else ''}"
 
 
 def find_original(checkpoint_dir):

@@ -32,7 +32,7 @@ def main(aligned):
     *_, last = dcgan.complete(images, holes)
     refined = dcgan.refine(images, holes, last.z, 10)
     blended = np.stack([masks.poisson_blend(*each) for each in zip(images, refined, holes, strict=True)])
-    views = {"original": images, "masked": np.where(holes > 0, images, 1)}
+    views = {"original": images, "masked": images * holes}
     views |= {"generated": last.generated, "refined": refined, "blended": blended}
     utils.write_image(HOME / "completions.png", utils.labelled_rows(views))
 

@@ -338,7 +338,7 @@ def test_every_kind_of_photo_has_its_row(aligned):
         assert f"skipped {folder / name}: {status[name]}" in done.stderr
         assert rows[name]["output"] == "" == rows[name]["m00"]
     assert done.stdout.splitlines() == [
-        f"{output}: 8 faces aligned in 8 photos, 0 already done, 1 no face, 1 several faces, 4 unreadable"
+        f"{output}: 8 faces aligned in 8 of 14 photos, 0 already done, 1 no face, 1 several faces, 4 unreadable"
     ]
 
 
@@ -392,7 +392,7 @@ def test_a_second_run_does_what_is_missing_and_no_more(aligned, run_here):
     (output / "grey.png").unlink()
     (output / "deep.png").write_bytes(b"kept as it is")
     out = run_here(folder, output, "--faces", "only")
-    assert "1 face aligned in 1 photo, 7 already done, 1 no face, 1 several faces, 4 unreadable" in out
+    assert "1 faces aligned in 1 of 14 photos, 7 already done, 1 no face, 1 several faces, 4 unreadable" in out
     assert (output / "deep.png").read_bytes() == b"kept as it is"
     assert record(output) == before
     # what another command would add to it has to be of the same kind
@@ -406,7 +406,7 @@ def test_a_second_run_does_what_is_missing_and_no_more(aligned, run_here):
         one_line(done, f"--{flag} {value}", str(kept), "another OUTPUT")
     assert record(output) == before
     out = run_here(folder / "sub", output, "--faces", "only", "--overwrite")
-    assert "2 faces aligned in 2 photos, 0 already done" in out
+    assert "2 faces aligned in 2 of 2 photos, 0 already done" in out
     # the same sources are the same crops, however they are reached
     assert record(output) == before and crops(output) == expected
 
@@ -415,14 +415,14 @@ def test_all_faces_are_numbered_and_resumed(tmp_path, run_here):
     (tmp_path / "in").mkdir()
     Image.fromarray(ASTRONAUT).save(tmp_path / "in/a.png")
     flags = [tmp_path / "in", tmp_path / "out", "--faces", "all", "--size", 32]
-    assert "2 faces aligned in 1 photo" in run_here(*flags)
+    assert "2 faces aligned in 1 of 1 photos" in run_here(*flags)
     assert crops(tmp_path / "out") == ["a_0.png", "a_1.png"]
     before = record(tmp_path / "out")
     assert [(row["output"], row["face"]) for row in before] == [("a_0.png", "0"), ("a_1.png", "1")]
     assert read(tmp_path / "out/a_1.png").shape == (32, 32, 3)
-    assert "0 faces aligned in 0 photos, 1 already done" in run_here(*flags)
+    assert "0 faces aligned in 0 of 1 photos, 1 already done" in run_here(*flags)
     (tmp_path / "out/a_1.png").unlink()
-    assert "2 faces aligned in 1 photo, 0 already done" in run_here(*flags)
+    assert "2 faces aligned in 1 of 1 photos, 0 already done" in run_here(*flags)
     assert record(tmp_path / "out") == before
     # a face that is gone takes its crop along
     Image.fromarray(PORTRAIT).save(tmp_path / "in/a.png")
@@ -457,7 +457,7 @@ def test_an_interrupted_run_goes_on(tmp_path, run_here, number):
     count = len([name for name in left if name.endswith(".png")])
     assert 3 <= count < 40
     done = run_here(tmp_path / "in", tmp_path / "out")
-    assert f"{40 - count} faces aligned in {40 - count} photos, {count} already done" in done
+    assert f"{40 - count} faces aligned in {40 - count} of 40 photos, {count} already done" in done
     assert crops(tmp_path / "out") == [f"{i:02d}.png" for i in range(40)]
     assert [row["output"] for row in record(tmp_path / "out")] == [f"{i:02d}.png" for i in range(40)]
 
@@ -499,7 +499,7 @@ def test_photos_of_one_name_are_all_kept(tmp_path, run_here, monkeypatch):
     before = record(tmp_path / "out")
     # a name that comes later does not take an earlier one's place
     Image.fromarray(PORTRAIT).save(tmp_path / "x/a.bmp")
-    assert "1 face aligned in 1 photo, 2 already done" in run_here("y", "x", "out")
+    assert "1 faces aligned in 1 of 3 photos, 2 already done" in run_here("y", "x", "out")
     assert crops(tmp_path / "out") == ["a.bmp.png", "a.png", "b.png"]
     shutil.copytree(tmp_path / "y", tmp_path / "z")
     for flags in ([], ["--overwrite"]):
@@ -539,7 +539,7 @@ def test_record_cut_short(tmp_path):
         (["nowhere", "out"], ["INPUT nowhere", "no such file or folder"]),
         (["empty", "out"], ["INPUT empty", "no photo"]),
         (["images", "images"], ["INPUT images", "apart"]),
-        (["", "out"], ["INPUT", "is empty"]),
+        (["", "out"], ["INPUT: is empty"]),
         (["images/p.png", "images"], ["INPUT images/p.png", "apart"]),
         (["images", "file"], ["OUTPUT file", "cannot be written"]),
         (["images", "taken"], ["taken/p.png", "align.csv does not know", "another OUTPUT"]),
@@ -568,7 +568,7 @@ def test_errors(tmp_path, save_image, flags, words):
 def test_nothing_aligned_is_an_error(tmp_path, save_image):
     save_image("none.png", NOISE)
     done = run("none.png", tmp_path / "out", cwd=tmp_path, status=2)
-    assert "0 faces aligned in 0 photos, 0 already done, 1 no face" in done.stdout
+    assert "0 faces aligned in 0 of 1 photos, 0 already done, 1 no face" in done.stdout
     assert "INPUT none.png: nothing was aligned" in done.stderr.splitlines()[-1]
 
 

@@ -91,19 +91,26 @@ def test_mask_files(save_image):
     assert masks.read_alpha(save_image("rgb.png", rgba[..., :3]), 32).all()
 
 
-@pytest.mark.parametrize("photo, mask", [((256, 320), (32, 40)), ((90, 80), (200, 180)), ((16, 20), (64, 80))])
+@pytest.mark.parametrize(
+    "photo, mask", [((256, 320), (32, 40)), ((100, 100), (64, 64)), ((90, 80), (200, 180)), ((8, 10), (64, 80))]
+)
 def test_a_mask_of_another_size_than_the_photo_hides_all_it_covers(save_image, photo, mask):
     """What is under the mask, laid over the photo, reaches no pixel that counts as known."""
     white = np.zeros(mask, np.uint8)
     white[mask[0] // 4 : mask[0] // 2, mask[1] // 8 : mask[1] // 2] = 255
     known = masks.read_mask(save_image("m.png", white), 32, min(photo))[..., 0] == 1
     covered = np.zeros(photo, bool)
-    covered[photo[0] // 4 : photo[0] // 2, photo[1] // 8 : photo[1] // 2] = True
+    part = (np.array(photo) / mask)[:, None] * [[mask[0] // 4, mask[0] // 2], [mask[1] // 8, mask[1] // 2]]
+    (top, left), (bottom, right) = np.floor(part[:, 0]).astype(int), np.ceil(part[:, 1]).astype(int)
+    covered[top:bottom, left:right] = True
     first = RNG.integers(0, 256, (*photo, 3), np.uint8)
     second = np.where(covered[..., None], 255 - first, first)
     first, second = (utils.read_image(save_image("p.png", x), 32, 3) for x in (first, second))
     np.testing.assert_array_equal(first[known], second[known])
-    assert (first != second).any() and known.mean() > 0.6
+    assert (first != second).any() and known.mean() > 0.5
+
+    layer = np.dstack([np.full((*mask, 3), 255, np.uint8), white])  # white on a transparent layer
+    np.testing.assert_array_equal(masks.read_mask(save_image("l.png", layer), 32, min(photo))[..., 0] == 1, known)
 
 
 def test_pixelate_is_what_the_loss_compares():

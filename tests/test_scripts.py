@@ -22,6 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import masks
 import metrics
+import ops
 import utils
 from model import DCGAN
 
@@ -50,7 +51,7 @@ def trained(tmp_path_factory):
     assert (
         out.stdout.splitlines()[-1] == "checkpoints/mine: 6 of 6 epochs done, step 12; a higher --epoch trains longer"
     )
-    assert "device: " in out.stdout and "images: 10, in memory; --epoch 6 makes 12 steps" in out.stdout
+    assert "device: " in out.stdout and "images: 10, in memory; steps an epoch: 2" in out.stdout
     assert "about 1200 steps, --epoch 600, and" in out.stdout
     return home
 
@@ -86,7 +87,7 @@ def test_resume_goes_on_with_what_the_model_was_trained_with(trained, tmp_path):
     done = run("train-dcgan.py", *flags, *TINY_FLAGS, "--epoch", 1, "--learning_rate", 0.001)
     assert "1 of 1 epochs done, step 2;" in done.stdout
     done = run("train-dcgan.py", *flags, "--epoch", 3)
-    assert "3 of 3 epochs done, step 6;" in done.stdout
+    assert "3 of 3 epochs done, step 6;" in done.stdout and "recognisable faces" not in done.stdout
     training = json.loads((tmp_path / "ck/config.json").read_text())["training"]
     assert training["batch_size"] == 4 and training["learning_rate"] == 0.001
     assert len(list((tmp_path / "l").iterdir())) == 2
@@ -189,7 +190,7 @@ def test_complete_in_several_batches(trained, broken, tmp_path):
     out, logs = tmp_path / "out", tmp_path / "logs"
     flags = [*FEW, "--batchSize", 3, "--outDir", out, "--log_dir", logs]
     done = run("complete.py", *files[:2], broken, *files[2:], *flags, cwd=trained)
-    assert "model: checkpoints/mine, step 12" in done.stdout
+    assert "model: checkpoints/mine, step 12 (from nothing" in done.stdout
     assert f"skipped {broken}" in done.stderr
 
     assert np.load(out / "z.npy").shape == (5, 5)
@@ -210,7 +211,16 @@ def test_complete_in_several_batches(trained, broken, tmp_path):
     for batch, count in (("batch_00", 3), ("batch_01", 2)):
         for folder in ("hats_imgs", "completed"):
             assert sorted(p.stem for p in (out / batch / folder).iterdir()) == ["0000", "0010", "0020", "0025"]
+        row = slice(3 * (batch == "batch_01"), None)
+        paths = (sorted(out.glob(f"{folder}/*"))[row][:count] for folder in ("final", "plain"))
+        final, plain = (np.hstack([pixels(path) for path in some]) for some in paths)
+        before, masked = (pixels(out / batch / f"{name}.png") for name in ("before", "masked"))
+        assert np.abs(masked.reshape(16, -1, 16, 3).swapaxes(1, 2)[hole] - 128.0).max() < 2
         with Image.open(out / batch / "completion.gif") as gif:  # equal frames become one that lasts longer
+            film = ImageSequence.Iterator(gif)
+            frames = [np.asarray(frame.convert("RGB").resize((16 * count, 16), 0), float) for frame in film]
+            for frame, shown, other in ((frames[0], masked, before), (frames[-1], final, plain)):
+                assert np.abs(frame - shown).mean() < np.abs(frame - other).mean()  # 256 colours are not all
             assert sum(frame.info["duration"] for frame in ImageSequence.Iterator(gif)) == 1000 + 4 * 100 + 2000
         assert pixels(out / batch / "masked.png").shape == (16, 16 * count, 3)
         assert pixels(out / batch / "summary.png").shape[1] == 96 + 128 * count
@@ -322,12 +332,17 @@ def test_complete_what_is_transparent_whatever_is_there(trained, tmp_path, save_
         out = tmp_path / path.stem
         flags = ["--maskType", "alpha", *FEW, "--outDir", out]
         done = run("complete.py", path, paths[2], *flags, cwd=trained)
-        assert "whole.png: leaves no hole" in done.stderr and "transparent" not in done.stdout
+        assert "whole.png: leaves no hole" in done.stderr
         results.append(pixels(out / f"final/0000_{path.stem}.png"))
         assert "plain_psnr" not in metrics_rows(out / "metrics.csv")[0]
     np.testing.assert_array_equal(*results)
-    done = run("complete.py", *paths, *FEW, "--outDir", tmp_path / "white", cwd=trained)
-    assert "2 of 3 images are white where they are transparent; --maskType alpha fills that" in done.stdout
+    # where nothing else is asked for, what is transparent is filled; but all must have such parts
+    run("complete.py", *paths[:2], *FEW, "--outDir", tmp_path / "default", cwd=trained)
+    np.testing.assert_array_equal(pixels(tmp_path / "default/final/0000_a.png"), results[0])
+    done = run("complete.py", *paths, *FEW, "--outDir", tmp_path / "mixed", cwd=trained, status=2)
+    one_line(done, "--maskType", "2 of 3 images have transparent parts")
+    run("complete.py", *paths, *FEW, "--maskType", "left", "--outDir", tmp_path / "left", cwd=trained)
+    assert len(list((tmp_path / "left/final").iterdir())) == 3
 
 
 @pytest.mark.parametrize("flags", [["--maskType", "lowres"], ["--maskType", "full"], ["--mask", "hole.png"]])
@@ -369,6 +384,19 @@ def test_help_tells_the_defaults_of_the_search():
             assert told.split(",")[0] == str(defaults[name]).removesuffix(".0"), flag
 
 
+@pytest.mark.parametrize(
+    "error, reason",
+    [
+        (tf.errors.ResourceExhaustedError(None, None, "{{function_node x}} No space left\nmore"), "No space left"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_too_little_memory_or_disk_is_one_line(error, reason):
+    with pytest.raises(utils.UserError) as told, ops.memory_and_disk("--batchSize"):
+        raise error
+    assert str(told.value) == f"--batchSize: too little memory, or a full disk ({reason})"
+
+
 @pytest.mark.parametrize("script", ["train-dcgan.py", "sample.py", "complete.py"])
 def test_help_does_not_wait_for_tensorflow(script):
     code = f"""if True:
@@ -390,6 +418,7 @@ def test_help_does_not_wait_for_tensorflow(script):
         (["--dataset", "empty"], ["--dataset empty", "holds no images"]),
         (["--dataset", "broken"], ["--dataset broken", "none of its 1 images"]),
         (["--dataset", "images", "--checkpoint_dir", "file/ck"], ["--checkpoint_dir file/ck", "cannot be written"]),
+        (["--dataset", ""], ["--dataset: is empty"]),
         (
             ["--dataset", "images", "--sample_dir", "taken", "--checkpoint_dir", "x/mine"],
             ["--sample_dir taken", "another"],
@@ -416,8 +445,12 @@ def test_training_errors(trained, tmp_path, broken, flags, words):
     "flags, words",
     [
         (["images/0.png", "--checkpointDir", "nowhere"], ["--checkpointDir nowhere", "holds no model"]),
-        (["nowhere.png"], ["nowhere.png", "no image to complete"]),
-        (["empty"], ["empty", "no image to complete"]),
+        (["nowhere.png"], ["nowhere.png", "no image to complete; see above"]),
+        (["empty"], ["empty", "no image to complete; it holds none (.bmp"]),
+        ([""], ["IMAGE: is empty"]),
+        (["images/0.png", "--mask", ""], ["--mask: is empty"]),
+        (["images/0.png", "--mask", "nowhere.png"], ["nowhere.png: no such file"]),
+        (["images/0.png", "--checkpointDir", ""], ["--checkpointDir: is empty"]),
         (["broken.png"], ["broken.png", "no image to complete"]),
         (["images/0.png", "--outDir", "file/out"], ["--outDir file/out", "cannot be written"]),
         (["images/0.png", "--outDir", "images"], ["--outDir images", "not empty"]),
@@ -428,7 +461,7 @@ def test_training_errors(trained, tmp_path, broken, flags, words):
         (["images/0.png", "--maskDir", "empty"], ["--maskDir empty", "no mask named 0"]),
         (["images/0.png", "--maskDir", "two"], ["--maskDir two", "2 masks named 0"]),
         (["images/0.png", "--mask", "black.png", "--maskType", "left"], ["--maskType", "--mask"]),
-        (["images/0.png", "--maskType", "alpha"], ["images/0.png", "no image to complete"]),
+        (["images/0.png", "--maskType", "alpha"], ["images/0.png", "no image to complete; see above"]),
         (["images/0.png", "--nIter", "0"], ["--nIter", "from 1"]),
         (["images/0.png", "--window", "4"], ["--window 4", "odd"]),
         (["images/0.png", "--lr", "-1"], ["--lr", "above 0"]),
