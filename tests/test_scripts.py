@@ -341,8 +341,6 @@ def test_complete_what_is_transparent_whatever_is_there(trained, tmp_path, save_
     np.testing.assert_array_equal(pixels(tmp_path / "default/final/0000_a.png"), results[0])
     done = run("complete.py", *paths, *FEW, "--outDir", tmp_path / "mixed", cwd=trained, status=2)
     one_line(done, "--maskType", "2 of 3 images have transparent parts")
-    run("complete.py", *paths, *FEW, "--maskType", "left", "--outDir", tmp_path / "left", cwd=trained)
-    assert len(list((tmp_path / "left/final").iterdir())) == 3
 
 
 @pytest.mark.parametrize("flags", [["--maskType", "lowres"], ["--maskType", "full"], ["--mask", "hole.png"]])
