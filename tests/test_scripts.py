@@ -149,8 +149,7 @@ def test_deterministic_runs_end_with_the_same_bits(trained, tmp_path):
         np.testing.assert_array_equal(whole.get_tensor(name), parts.get_tensor(name), err_msg=name)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_and_leaves(trained, tmp_path, number):
+def test_ctrl_c_saves_and_leaves(trained, tmp_path):
     flags = ["--dataset", trained / "images", "--sample_dir", "s", "--log_dir", "l", "--checkpoint_dir", "ck"]
     process = subprocess.Popen(
         command("train-dcgan.py", *flags, *TINY_FLAGS, "--epoch", 100000),
@@ -162,10 +161,10 @@ def test_a_signal_saves_and_leaves(trained, tmp_path, number):
     while not (tmp_path / "s/ck_000001.png").exists():
         assert process.poll() is None
         time.sleep(0.1)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     asked = time.monotonic()
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + number and time.monotonic() - asked < 15
+    assert process.returncode == 128 + signal.SIGINT and time.monotonic() - asked < 15
     step = checkpoint_step(tmp_path / "ck")
     assert f"epochs done, step {step}; stopped" in out
     done = run("train-dcgan.py", *flags, "--epoch", step // 2 + 2, cwd=tmp_path)
