@@ -15,7 +15,7 @@ demo: .venv/photos
 test: .venv/dev
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
-	.venv/bin/pytest
+	.venv/bin/pytest -n 2 --dist loadfile
 
 format: .venv/dev
 	.venv/bin/ruff check --fix

@@ -285,14 +285,15 @@ class DCGAN:
                     keep = evaluate or leave or time.monotonic() - saved > CHECKPOINT_SECONDS
                     if keep or step % SCALARS_EVERY == 0:
                         self.check_finite(step, outputs, checkpoint_dir, weights=keep)
-                    if evaluate:
+                    show = step % SAMPLES_EVERY == 0 or step == 1 or done == epoch
+                    if evaluate or show:
                         self.refresh_average()
                     if keep:
                         self.epoch.assign(done)
                         self.seen.assign(seen)
                         save(state, checkpoint_dir, step)
                         saved = time.monotonic()
-                    if step % SAMPLES_EVERY == 0 or step == 1 or done == epoch:
+                    if show:
                         self.write_samples(Path(sample_dir) / f"{name}_{step:06d}.png", step, seed)
                     if evaluate and (done == epoch or not leave):
                         distance = self.evaluate(images, step, seed, bar, () if done == epoch else stop)
@@ -331,7 +332,6 @@ class DCGAN:
 
     def write_samples(self, path, step, seed):
         """Write an 8x8 grid of images of one fixed z, as a file and as TensorBoard's image G."""
-        self.refresh_average()
         grid = utils.image_grid(self.sampler(ops.random_z((64, self.z_dim), seed, "s"), training=False))
         utils.write_image(path, grid)
         tf.summary.image("G", grid[None], step)
@@ -349,7 +349,6 @@ class DCGAN:
         z = ops.random_z((count, self.z_dim), seed, "e")
         parts = [slice(i, i + 64) for i in range(0, count, 64)]
         bar.set_postfix_str("compares samples with images")
-        self.refresh_average()
         for name, network in {"generator": self.generator, "averaged": self.averaged}.items():
             if network is None:
                 continue
