@@ -91,12 +91,13 @@ def main():
 
 
 def find_inputs(args, size):
-    """The files among the IMAGE arguments, folders searched, that can be completed; the others are reported.
+    """The files among the IMAGE arguments, folders searched, that can be completed, and their masks; two lists.
 
-    Where no mask flag was given, it sets --maskType. Raises utils.UserError if no file is left, or if they do not all
-    get a hole.
+    The other files are reported. Where no mask flag was given, it sets --maskType. Raises utils.UserError if no file
+    is left, or if they do not all get a hole.
     """
-    files, transparent, skipped = [], 0, False
+    files, opaque, skipped = [], [], False
+    chosen = args.mask or args.maskDir or args.maskType
     for name in map(Path, args.imgs):
         found = utils.find_images(name) if name.is_dir() else [name]
         if not found and len(args.imgs) > 1:
@@ -104,31 +105,32 @@ def find_inputs(args, size):
             print(f"skipped {name}: a folder without images", file=sys.stderr)
         for path in found:
             try:
-                opaque = masks.read_alpha(path, size)
-                if args.maskType == "alpha":
-                    masks.check(opaque, path)
-                transparent += not opaque.all()
+                alpha = masks.read_alpha(path, size)
+                if args.maskType == "alpha" or not (chosen or alpha.any()):
+                    masks.check(alpha, path)
                 files.append(path)
+                opaque.append(alpha)
             except utils.UserError as error:
                 skipped = True
                 print(f"skipped {error}", file=sys.stderr)
     if not files:
         why = "see above" if skipped else f"it holds none ({', '.join(sorted(utils.IMAGE_SUFFIXES))})"
         raise utils.UserError(f"IMAGE {args.imgs[0]}{' ...' if args.imgs[1:] else ''}: no image to complete; {why}")
-    if not (args.mask or args.maskDir or args.maskType):
+    if not chosen:
+        transparent = sum(not alpha.all() for alpha in opaque)
         if 0 < transparent < len(files):
             raise utils.UserError(
                 f"--maskType: {transparent} of {len(files)} images have transparent parts; alpha fills those and "
                 "leaves out the other images, the other types take them as white"
             )
         args.maskType = "alpha" if transparent else "center"
-    for number, path in enumerate(files):
-        find_mask(args, path, number, size)
-    return files
+    if args.maskType == "alpha":
+        return files, opaque
+    return files, [find_mask(args, path, number, size) for number, path in enumerate(files)]
 
 
 def find_mask(args, path, number, size):
-    """The mask of one image, by whichever of the mask flags was given; raises utils.UserError if that gives no hole."""
+    """The mask of one image, by --mask, --maskDir or --maskType; raises utils.UserError if that gives no hole."""
     if args.mask or args.maskDir:
         file, flag = args.mask, "--mask"
         if args.maskDir:
@@ -139,8 +141,6 @@ def find_mask(args, path, number, size):
             file, flag = found[0], "--maskDir"
         side = min(utils.open_image(path).size)
         return masks.check(masks.read_mask(file, size, side), f"{flag} {file}")
-    if args.maskType == "alpha":
-        return masks.read_alpha(path, size)
     return masks.make(args.maskType, size, args.centerScale, args.fraction, (args.seed, number))
 
 
@@ -177,7 +177,7 @@ def complete(args):
     else:
         architecture = utils.read_config(checkpoint_dir)["architecture"]
     size, channels = architecture["image_size"], architecture["c_dim"]
-    files = find_inputs(args, size)
+    files, hole_masks = find_inputs(args, size)
     out_dir = make_out_dir(args)
     log_dir = utils.make_directory(args.log_dir, "--log_dir")
     log_dir /= f"{out_dir.resolve().name}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -195,7 +195,7 @@ def complete(args):
     for batch, start in enumerate(starts):
         numbers = range(start, min(start + args.batchSize, len(files)))
         images = utils.to_float([utils.read_image(files[i], size, channels) for i in numbers])
-        batch_masks = np.stack([find_mask(args, files[i], i, size) for i in numbers])
+        batch_masks = np.stack([hole_masks[i] for i in numbers])
         known = show_known(args, images, batch_masks)
         finals = []
         for sample in range(args.samples):

@@ -340,6 +340,10 @@ def test_complete_what_is_transparent_whatever_is_there(trained, tmp_path, save_
     np.testing.assert_array_equal(pixels(tmp_path / "default/final/0000_a.png"), results[0])
     done = run("complete.py", *paths, *FEW, "--outDir", tmp_path / "mixed", cwd=trained, status=2)
     one_line(done, "--maskType", "2 of 3 images have transparent parts")
+    nothing = save_image("nothing.png", np.zeros((16, 16, 4), np.uint8))
+    done = run("complete.py", nothing, *FEW, "--outDir", tmp_path / "nothing", cwd=trained, status=2)
+    one_line(done, "no image to complete; see above")
+    assert "nothing.png: leaves nothing known" in done.stderr
 
 
 @pytest.mark.parametrize("flags", [["--maskType", "lowres"], ["--maskType", "full"], ["--mask", "hole.png"]])
