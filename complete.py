@@ -196,12 +196,11 @@ def complete(args):
         numbers = range(start, min(start + args.batchSize, len(files)))
         images = utils.to_float([utils.read_image(files[i], size, channels) for i in numbers])
         batch_masks = np.stack([hole_masks[i] for i in numbers])
-        known = show_known(args, images, batch_masks)
+        known, settings = show_known(args, images, batch_masks), search_settings(args, batch_masks)
         finals = []
         for sample in range(args.samples):
             parts = [f"batch_{batch:02d}"] * (len(starts) > 1) + [f"sample_{sample:02d}"] * (args.samples > 1)
             search_dir = out_dir.joinpath(*parts)
-            settings = search_settings(args, batch_masks)
             with ops.memory_and_disk("--batchSize, --log_dir"):
                 states = dcgan.complete(images, batch_masks, numbers, seed=args.seed + sample, **settings)
                 found, frames = follow(states, images, known, numbers, search_dir, log_dir.joinpath(*parts))

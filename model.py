@@ -279,13 +279,14 @@ class DCGAN:
                     bar.set_description(f"epoch {done + bool(seen)}/{epoch} step {step}", refresh=False)
                     bar.update(batch_size)
                     self.report(step, {"z": z, **outputs}, bar)
-                    evaluate = done == epoch or not seen and step - marked >= EPOCH_STEPS
-                    evaluate |= bool(eval_every) and step % eval_every == 0
+                    last = done == epoch
                     leave = bool(stop)  # a signal from here on waits for the next step, which is then saved
+                    evaluate = not seen and step - marked >= EPOCH_STEPS or eval_every and step % eval_every == 0
+                    evaluate = last or evaluate and not leave
                     keep = evaluate or leave or time.monotonic() - saved > CHECKPOINT_SECONDS
                     if keep or step % SCALARS_EVERY == 0:
                         self.check_finite(step, outputs, checkpoint_dir, weights=keep)
-                    show = step % SAMPLES_EVERY == 0 or step == 1 or done == epoch
+                    show = step % SAMPLES_EVERY == 0 or step == 1 or last
                     if evaluate or show:
                         self.refresh_average()
                     if keep:
@@ -295,8 +296,8 @@ class DCGAN:
                         saved = time.monotonic()
                     if show:
                         self.write_samples(Path(sample_dir) / f"{name}_{step:06d}.png", step, seed)
-                    if evaluate and (done == epoch or not leave):
-                        distance = self.evaluate(images, step, seed, bar, () if done == epoch else stop)
+                    if evaluate:
+                        distance = self.evaluate(images, step, seed, bar, () if last else stop)
                         if distance is not None:
                             keep_best(state, best, step, {**config, "images": len(images)}, distance)
                         marked = step
@@ -331,7 +332,10 @@ class DCGAN:
                 tf.summary.histogram(name, outputs[name], step)
 
     def write_samples(self, path, step, seed):
-        """Write an 8x8 grid of images of one fixed z, as a file and as TensorBoard's image G."""
+        """Write an 8x8 grid of the sampler's images of one fixed z, as a file and as TensorBoard's image G.
+
+        As for `evaluate`, `refresh_average` comes first.
+        """
         grid = utils.image_grid(self.sampler(ops.random_z((64, self.z_dim), seed, "s"), training=False))
         utils.write_image(path, grid)
         tf.summary.image("G", grid[None], step)
@@ -508,16 +512,16 @@ class DCGAN:
         """
         weights = masks if weights is None else weights
         tuned, optimizer = self.tuned
-        refined = []
+        pretrained, refined = self.sampler.get_weights(), []
         for image in range(len(z)):
-            tuned.set_weights(self.sampler.get_weights())
+            tuned.set_weights(pretrained)
             for variable in optimizer.variables:
                 variable.assign(tf.zeros_like(variable))
             optimizer.learning_rate = lr
-            one = slice(image, image + 1)
+            given = [tf.constant(x[image : image + 1], tf.float32) for x in (z, images, weights)]
             for _ in range(steps):
-                self.refine_step(*(tf.constant(x[one], tf.float32) for x in (z, images, weights)), pool)
-            refined.append(tuned(z[one], training=False).numpy())
+                self.refine_step(*given, pool)
+            refined.append(tuned(given[0], training=False).numpy())
         return np.concatenate(refined)
 
     @functools.cached_property
@@ -624,7 +628,7 @@ def restore(checkpoint, checkpoint_dir):
         except (AssertionError, ValueError) as error:
             raise utils.UserError(f"{path}: its networks are not those of the config.json beside it") from error
         except (tf.errors.OpError, IndexError) as error:
-            print(f"skipped {path}: damaged ({str(error).splitlines()[0]})", file=sys.stderr)
+            print(f"skipped {path}: damaged ({ops.reason(error)})", file=sys.stderr)
     raise utils.UserError(f"{checkpoint_dir}: holds no readable checkpoint; choose another directory, or train anew")
 
 
@@ -639,7 +643,7 @@ def read_original(path):
         names = {"/".join(name.split("/")[-2:]): name for name in reader.get_variable_to_shape_map()}
         weights = {name: reader.get_tensor(names[name]) for name in names if name.startswith(("g_", "d_"))}
     except (tf.errors.OpError, IndexError) as error:
-        raise utils.UserError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
+        raise utils.UserError(f"{path}: damaged ({ops.reason(error)})") from error
 
     def size(name, axis, usual):  # for what is missing the usual will do: assign_original names it
         shape = np.shape(weights.get(name))

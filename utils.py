@@ -222,15 +222,22 @@ def to_picture(pixels):
     return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
 
 
+@contextlib.contextmanager
+def writing(path):
+    """Raise UserError, naming the file, where what is done inside fails to write it."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
 def write_image(path, pixels):
     """Write uint8 pixels (H, W, 1 or 3) as a picture; the suffix of `path` chooses the format.
 
     Raises UserError, naming the file, if that fails.
     """
-    try:
+    with writing(path):
         to_picture(pixels).save(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def write_film(path, frames):
@@ -241,10 +248,8 @@ def write_film(path, frames):
     zoom = max(1, 256 // frames[0].shape[1])
     frames = [np.asarray(to_picture(frame.repeat(zoom, 0).repeat(zoom, 1))) for frame in frames]
     durations = [1000] + [100] * (len(frames) - 2) + [2000]  # ms
-    try:
+    with writing(path):
         iio.imwrite(path, frames, duration=durations, loop=0)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def make_directory(path, flag, empty=False):

@@ -274,6 +274,8 @@ def test_training_does_what_its_flags_say(trained, tmp_path, monkeypatch):
     flags = "--epoch 9 --train_size 6 --cache_mb 0 --eval_every 5 --jit_compile --precision mixed_bfloat16".split()
     flags += "--learning_rate 0.1 --beta1 0.2 --seed 3 --flip --sample_dir s --log_dir l".split()
     monkeypatch.setattr(sys, "argv", ["train-dcgan.py", "--dataset", str(trained / "images"), *TINY_FLAGS, *flags])
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s/mine_2_000001.png").touch()  # of another run, and not in the way of mine_000001.png
     given = {}
 
     def train(self, images, **options):
