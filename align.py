@@ -9,8 +9,7 @@ import argparse
 import collections
 import concurrent.futures
 import csv
-import functools
-import importlib.util
+import errno
 import itertools
 import multiprocessing
 import os
@@ -19,203 +18,60 @@ import signal
 import sys
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
+import cli
+
 from tqdm import tqdm
 
+import faces
 import utils
 
-# where the 68 landmarks (iBUG's order) lie in the mean face: published data of OpenFace (align_dlib.py, Carnegie
-# Mellon University, Apache-2.0, https://github.com/cmusatyalab/openface)
-TEMPLATE = np.array(
-    """
-    0.0792396913815 0.339223741112  0.0829219487236 0.456955367943  0.0967927109165 0.575648016728
-    0.122141515615 0.691921601066   0.168687863544 0.800341263616   0.239789390707 0.895732504778
-    0.325662452515 0.977068762493   0.422318282013 1.04329000149    0.531777802068 1.06080371126
-    0.641296298053 1.03981924107    0.738105872266 0.972268833998   0.824444363295 0.889624082279
-    0.894792677532 0.792494155836   0.939395486253 0.681546643421   0.96111933829 0.562238253072
-    0.970579841181 0.441758925744   0.971193274221 0.322118743967   0.163846223133 0.249151738053
-    0.21780354657 0.204255863861    0.291299351124 0.192367318323   0.367460241458 0.203582210627
-    0.4392945113 0.233135599851     0.586445962425 0.228141644834   0.660152671635 0.195923841854
-    0.737466449096 0.182360984545   0.813236546239 0.192828009114   0.8707571886 0.235293377042
-    0.51534533827 0.31863546193     0.516221448289 0.396200446263   0.517118861835 0.473797687758
-    0.51816430343 0.553157797772    0.433701156035 0.604054457668   0.475501237769 0.62076344024
-    0.520712933176 0.634268222208   0.565874114041 0.618796581487   0.607054002672 0.60157671656
-    0.252418718401 0.331052263829   0.298663015648 0.302646354002   0.355749724218 0.303020650651
-    0.403718978315 0.33867711083    0.352507175597 0.349987615384   0.296791759886 0.350478978225
-    0.631326076346 0.334136672344   0.679073381078 0.29645404267    0.73597236153 0.294721285802
-    0.782865376271 0.321305281656   0.740312274764 0.341849376713   0.68499850091 0.343734332172
-    0.353167761422 0.746189164237   0.414587777921 0.719053835073   0.477677654595 0.706835892494
-    0.522732900812 0.717092275768   0.569832064287 0.705414478982   0.635195811927 0.71565572516
-    0.69951672331 0.739419187253    0.639447159575 0.805236879972   0.576410514055 0.835436670169
-    0.525398405766 0.841706377792   0.47641545769 0.837505914975    0.41379548902 0.810045601727
-    0.380084785646 0.749979603086   0.477955996282 0.74513234612    0.523389793327 0.748924302636
-    0.571057789237 0.74332894691    0.672409137852 0.744177032192   0.572539621444 0.776609286626
-    0.5240106503 0.783370783245     0.477561227414 0.778476346951
-    """.split(),
-    np.float32,  # as OpenFace has it: the crops are to be the same to the last bit
-).reshape(68, 2)
-MINMAX_TEMPLATE = (TEMPLATE - TEMPLATE.min(0)) / (TEMPLATE.max(0) - TEMPLATE.min(0))
-
-LANDMARKS = {"innerEyesAndBottomLip": [39, 42, 57], "outerEyesAndNose": [36, 45, 33]}
 BOX = ["left", "top", "right", "bottom"]
 MATRIX = ["m00", "m01", "m02", "m10", "m11", "m12"]
 SETTINGS = ["size", "faces", "landmarks"]
 COLUMNS = ["source", "output", "status", "face", *BOX, *MATRIX, *SETTINGS]
 
 
-def find_predictor():
-    """The path of dlib's 68-point predictor in the installed face_recognition_models, which is not imported.
-
-    Importing it needs pkg_resources, which newer Pythons lack. Raises UserError if it is not installed.
-    """
-    spec = importlib.util.find_spec("face_recognition_models")
-    if spec is None:
-        raise utils.UserError("the face predictor is missing: pip install face_recognition_models, or use --predictor")
-    return Path(spec.submodule_search_locations[0]) / "models" / "shape_predictor_68_face_landmarks.dat"
-
-
-@functools.cache
-def load_models(predictor):
-    """dlib's frontal face detector and the 68-point predictor in the file `predictor`, as (detector, predictor).
-
-    Raises UserError, saying how to get a good one, if that file is missing, damaged or another kind of model.
-    """
-    import dlib
-
-    try:
-        model = dlib.shape_predictor(str(predictor))
-        if model(np.zeros((8, 8), np.uint8), dlib.rectangle(0, 0, 7, 7)).num_parts != len(TEMPLATE):
-            raise RuntimeError(f"it does not have {len(TEMPLATE)} points")
-    except RuntimeError as error:
-        why = str(error).splitlines()[0]
-        raise utils.UserError(
-            f"--predictor {predictor}: not a 68-point predictor of dlib's ({why}); "
-            "pip install --force-reinstall face_recognition_models brings a good one"
-        ) from error
-    return dlib.get_frontal_face_detector(), model
-
-
-def find_faces(pixels, detector, faces="largest", upsample=1):
-    """The boxes (dlib.rectangle, photo pixels, right and bottom included) of the faces in uint8 RGB (H, W, 3).
-
-    "largest" gives at most one, and doubles the photo, up to `upsample` times, only while nothing is found: faster,
-    and with fewer false faces. "only" and "all" double it at once, and give every face, the surest first.
-    """
-    pixels = np.ascontiguousarray(pixels)  # of a strided array dlib reads whatever is in memory
-    for times in range(upsample + 1) if faces == "largest" else [upsample]:
-        if boxes := list(detector(pixels, times)):
-            return [max(boxes, key=lambda box: box.area())] if faces == "largest" else boxes
-    return []
-
-
-def find_landmarks(pixels, box, predictor):
-    """The 68 landmarks of the face in `box`, as float32 (68, 2) x, y in pixels of the photo."""
-    points = predictor(np.ascontiguousarray(pixels), box).parts()
-    return np.float32([(point.x, point.y) for point in points])
-
-
-def affine(landmarks, size, which="innerEyesAndBottomLip"):
-    """The 2x3 matrix from photo pixels (x, y, 1) to pixels of a crop of `size`: OpenFace's align_dlib.py.
-
-    It takes three of the 68 landmarks (68, 2) to their places in the mean face, which is scaled so that its own
-    bounding box fills the crop. Raises ValueError if the three lie on one line.
-    """
-    import cv2
-
-    three = LANDMARKS[which]
-    matrix = cv2.getAffineTransform(np.float32(landmarks)[three], size * MINMAX_TEMPLATE[three])
-    if not cv2.determinant(matrix[:, :2]):
-        raise ValueError("three landmarks on one line")
-    return matrix
-
-
-def warp(pixels, matrix, size):
-    """Crop uint8 (H, W, 3 or 4), RGB or RGBA, by a 2x3 matrix from photo to crop pixels: uint8 (size, size, 3 or 4).
-
-    Bilinear, as OpenFace does it; where that would skip pixels, as the map shrinks the photo by more than two, the
-    photo is averaged down first. Outside the photo an RGB crop is black, an RGBA one transparent. A transparent pixel
-    gives no colour to any other, and a pixel of the crop is opaque only if all that contribute to it are.
-    """
-    import cv2
-
-    shrink = abs(cv2.determinant(matrix[:, :2])) ** -0.5
-    factor = int(shrink) if shrink > 2 else 1
-    # pixel i of the reduced photo has its centre at factor * i + (factor - 1) / 2 of the photo
-    enlarge = np.array([[factor, 0, (factor - 1) / 2], [0, factor, (factor - 1) / 2], [0, 0, 1]])
-
-    def reduce(pixels):
-        return np.asarray(Image.fromarray(pixels).reduce(factor)) if factor > 1 else pixels
-
-    def crop(pixels, border=0):
-        return cv2.warpAffine(pixels, matrix @ enlarge, (size, size), flags=cv2.INTER_LINEAR, borderValue=border)
-
-    if pixels.shape[2] == 3:
-        return crop(reduce(pixels))
-    # "RGBa" is RGBA whose colours are multiplied by alpha, so that they count as much as they show
-    shown = crop(np.asarray(Image.fromarray(pixels).convert("RGBa").reduce(factor)))
-    result = np.array(Image.frombytes("RGBa", (size, size), shown.tobytes()).convert("RGBA"))
-    hidden = crop(reduce(np.float32(pixels[..., 3] < 255)), border=1) > 0
-    result[..., 3] -= hidden & (result[..., 3] == 255)  # where alpha was rounded up
-    return result
-
-
-def align_photo(photo, detector, predictor, size=64, landmarks="innerEyesAndBottomLip", faces="largest", upsample=1):
-    """Find the faces in a Pillow image and crop each: a list of (box, matrix, crop), see the functions above.
-
-    Crops are RGB, or RGBA if any of the photo is transparent. With `faces` "only" several are all returned.
-    """
-    layers = None
-    if photo.has_transparency_data:
-        photo = photo.convert("RGBA")
-        if photo.getextrema()[3][0] < 255:
-            layers = np.asarray(photo)
-    pixels = np.asarray(utils.flatten(photo, "grey").convert("RGB"))
-    results = []
-    for box in find_faces(pixels, detector, faces, upsample):
-        matrix = affine(find_landmarks(pixels, box, predictor), size, landmarks)
-        results.append((box, matrix, warp(pixels if layers is None else layers, matrix, size)))
-    return results
-
-
 def align_file(source, stem, args, models):
-    """Align one file and write its crops as drafts (OUTPUT/STEM.png.draft); returns its rows of the record.
+    """Align one file; returns its rows of the record, with the number of faces found, and each crop as a PNG file."""
+    found = []
 
-    Raises UserError if OUTPUT cannot be written.
-    """
+    def row(status, **cells):
+        cells |= {name: getattr(args, name) for name in SETTINGS}
+        return dict(source=source, status=" ".join(status.split()), found=len(found)) | cells
+
+    def detector(pixels, times):  # tells of the faces that are not taken, too
+        found[:] = models[0](pixels, times)
+        return found
+
     try:
         photo = utils.open_image(source)
-        results = align_photo(photo, *models, args.size, args.landmarks, args.faces, args.upsample)
-    except utils.UserError as error:
-        return failure(source, args, f"unreadable: {error.__cause__}")
+        results = faces.align_photo(photo, detector, models[1], args.size, args.landmarks, args.faces, args.upsample)
+    except cli.UserError as error:
+        return [row(f"unreadable: {error.__cause__}")]
     except Exception as error:  # one odd photo, such as one too large for the memory, must not end the run
-        return failure(source, args, f"unreadable: {type(error).__name__} {error}")
+        return [row(f"unreadable: {type(error).__name__} {error}")]
     if not results:
-        return failure(source, args, "no face")
+        return [row("no face")]
     if args.faces == "only" and len(results) > 1:
-        return failure(source, args, "several faces")
+        return [row("several faces")]
     rows = []
     for number, (box, matrix, crop) in enumerate(results):
-        output = f"{stem}_{number}.png" if args.faces == "all" else f"{stem}.png"
-        draft = Path(args.output, output + ".draft")
-        try:
-            draft.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_bytes(png(crop))
-        except OSError as error:
-            raise utils.UserError(f"OUTPUT {draft}: cannot be written ({error.strerror})") from error
+        output = output_of(stem, args, number)
+        if too_long(Path(args.output, output)):
+            return [row("unreadable: file name too long for a crop's")]
         corners = [box.left(), box.top(), box.right(), box.bottom()]
-        row = dict(source=source, output=output, status="aligned", face=number) | settings(args)
-        rows.append(row | dict(zip(BOX + MATRIX, corners + matrix.ravel().tolist(), strict=True)))
+        places = dict(zip(BOX + MATRIX, corners + matrix.ravel().tolist(), strict=True))
+        rows.append(row("aligned", output=output, face=number, crop=png(crop), **places))
     return rows
 
 
-def failure(source, args, status):
-    """The rows of the record of a photo that gave no crop."""
-    return [dict(source=source, status=" ".join(status.split())) | settings(args)]
-
-
-def settings(args):
-    return {name: getattr(args, name) for name in SETTINGS}
+def too_long(path):
+    """Whether the file system of `path` takes no names that long."""
+    try:
+        os.lstat(path)
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
+    return False
 
 
 def png(pixels):
@@ -231,7 +87,7 @@ def align_files(tasks, args):
     import cv2
 
     cv2.setNumThreads(1)  # the photos are what is done in parallel
-    return [align_file(source, stem, args, load_models(args.predictor)) for source, stem in tasks]
+    return [align_file(source, stem, args, faces.load_models(args.predictor)) for source, stem in tasks]
 
 
 def in_parallel(tasks, args):
@@ -256,7 +112,7 @@ def in_parallel(tasks, args):
                 except concurrent.futures.process.BrokenProcessPool as error:
                     for worker in multiprocessing.active_children():
                         worker.kill()  # they ignore the SIGTERM by which the pool would end them
-                    raise utils.UserError(
+                    raise cli.UserError(
                         "a worker process was killed: is there too little memory? --workers 1 needs less; or take away "
                         f"the photo, one of {', '.join(source for some in waiting.values() for source, _ in some)}"
                     ) from error
@@ -272,13 +128,13 @@ def find_photos(inputs, output):
     OUTPUT's own files are left out where it lies inside an INPUT. Raises UserError if an INPUT is missing or lies in
     OUTPUT, where a crop might take its place, and if there is no photo.
     """
-    output, photos = Path(output).resolve(), {}
+    output, photos = Path(os.path.realpath(output)), {}
     for name in map(Path, inputs):
-        place = name.resolve()
+        place = Path(os.path.realpath(name))  # Path.resolve raises RuntimeError on a loop of links
         if not name.exists():
-            raise utils.UserError(f"INPUT {name}: no such file or folder")
+            raise cli.UserError(f"INPUT {name}: no such file or folder")
         if place == output or output in place.parents:
-            raise utils.UserError(f"INPUT {name}: lies in OUTPUT, where crops go; choose an OUTPUT apart from it")
+            raise cli.UserError(f"INPUT {name}: lies in OUTPUT, where crops go; choose an OUTPUT apart from it")
         if not name.is_dir():
             photos.setdefault(os.path.abspath(name), name.name)
             continue
@@ -290,7 +146,7 @@ def find_photos(inputs, output):
             photos.setdefault(os.path.abspath(path), path.relative_to(name).as_posix())
     if not photos:
         suffixes = ", ".join(sorted(utils.IMAGE_SUFFIXES))
-        raise utils.UserError(f"INPUT {inputs[0]}{' ...' if inputs[1:] else ''}: no photo there ({suffixes})")
+        raise cli.UserError(f"INPUT {inputs[0]}{' ...' if inputs[1:] else ''}: no photo there ({suffixes})")
     return photos
 
 
@@ -309,8 +165,13 @@ def name_crops(photos):
     for source, name in names.items():
         other = owners.setdefault(name.casefold(), source)
         if other != source:
-            raise utils.UserError(f"INPUT {source} and {other}: would both be {name}.png; give each its own OUTPUT")
+            raise cli.UserError(f"INPUT {source} and {other}: would both be {name}.png; give each its own OUTPUT")
     return names
+
+
+def output_of(name, args, number=0):
+    """The path in OUTPUT of a crop of the photo that `name_crops` gave this name."""
+    return f"{name}_{number}.png" if args.faces == "all" else f"{name}.png"
 
 
 def crop_name(row):
@@ -319,40 +180,47 @@ def crop_name(row):
 
 
 def read_record(path):
-    """Read align.csv: a dict from source to its rows, the latest word on it. Raises UserError on any other file."""
+    """Read align.csv: a dict from source to its rows, the latest word on it.
+
+    Raises UserError on any other file, on a link, and on a record of crops that lie elsewhere.
+    """
     records = {}
-    if path.exists():
-        try:
-            with utils.open_table(path) as file:
-                reader = csv.DictReader(file)
-                if reader.fieldnames != COLUMNS:
-                    raise ValueError("other columns")
-                for row in reader:
-                    if row["landmarks"] not in LANDMARKS:  # the last column: a row cut short, as by a full disk
-                        continue
-                    if row["face"] in ("", "0"):
-                        records[row["source"]] = []
-                    records.setdefault(row["source"], []).append(row)
-        except (OSError, ValueError, csv.Error) as error:
-            raise utils.UserError(f"{path}: not a record of align.py's ({error}); choose another OUTPUT") from error
+    try:
+        utils.inside(path.parent, path.name)
+        with open(path, **utils.TABLE) as file:
+            reader = csv.DictReader(file)
+            if reader.fieldnames != COLUMNS:
+                raise ValueError("other columns")
+            for row in reader:
+                if row["landmarks"] not in faces.LANDMARKS:  # the last column: a row cut short, as by a full disk
+                    continue
+                if None in row or not re.fullmatch(r"([^\0]*\.png)?", row["output"]):
+                    raise ValueError(f"an odd row, of {row['source']}")
+                if row["output"]:
+                    utils.inside(path.parent, row["output"])
+                if row["face"] in ("", "0"):
+                    records[row["source"]] = []
+                records.setdefault(row["source"], []).append(row)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, csv.Error, cli.UserError) as error:
+        raise cli.UserError(f"{path}: not a record of align.py's ({error}); choose another OUTPUT") from error
     return records
 
 
 def write_record(path, records):
     """Write align.csv anew, sorted by source, so that a crash leaves the old one or the new one."""
-    draft = path.with_name(path.name + ".draft")
-    with utils.open_table(draft, "w") as file:
+    with utils.writing(path, "x", **utils.TABLE) as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         for source in sorted(records):
             writer.writerows(records[source])
-    os.replace(draft, path)
 
 
 def plan(photos, records, output, args):
     """What is to do: a dict from source to the name of its crops. Photos aligned before are done, and keep their names.
 
-    Raises UserError if OUTPUT holds crops made with other settings, or a file of another origin in a crop's place.
+    Raises UserError if OUTPUT holds crops of other settings, or a link or a file of another origin in a crop's place.
     """
     present = {path.relative_to(output).as_posix() for path in output.rglob("*.png")}
     done = {s for s, rows in records.items() if all(row["output"] in present for row in rows)}
@@ -362,57 +230,75 @@ def plan(photos, records, output, args):
     for row in itertools.chain.from_iterable(records[source] for source in done - todo.keys()):
         for setting in SETTINGS:
             if row[setting] != str(getattr(args, setting)):
-                raise utils.UserError(
+                raise cli.UserError(
                     f"--{setting} {getattr(args, setting)}: OUTPUT {output} holds crops of --{setting} {row[setting]}; "
                     "choose another OUTPUT, or --overwrite if all its photos are given"
                 )
     owners = {row["output"]: source for source, rows in records.items() for row in rows}
     taken = {crop_name(dict(output=o, faces=args.faces)).casefold(): (o, owners.get(o)) for o in present}
     for source, name in todo.items():
+        utils.inside(output, output_of(name, args))
         place, owner = taken.get(name.casefold(), ("", source))
         if owner != source and (owner or not args.overwrite):
-            raise utils.UserError(
+            raise cli.UserError(
                 f"OUTPUT {output / place}: is there already, made of {owner or 'something align.csv does not know'}; "
                 f"choose another OUTPUT for {source}"
             )
     return todo
 
 
+def store(output, rows, old):
+    """Write one photo's rows of the record, and its crops to OUTPUT, where they replace those of its `old` rows.
+
+    Raises UserError, naming the file, if one cannot be written.
+    """
+    crops = {row["output"]: row["crop"] for row in rows if "crop" in row}
+    for row in old:  # faces that are no longer found
+        if row["output"] and row["output"] not in crops:
+            with utils.naming(output / row["output"]):
+                (output / row["output"]).unlink(missing_ok=True)
+    # first the record, then the crop: a crop without a row would be taken for a stranger's
+    with utils.naming(output / "align.csv"), open(output / "align.csv", "a", **utils.TABLE) as file:
+        csv.DictWriter(file, COLUMNS, extrasaction="ignore").writerows(rows)
+    for name, crop in crops.items():
+        with utils.naming(output / name):
+            (output / name).parent.mkdir(parents=True, exist_ok=True)
+            with utils.writing(output / name) as file:
+                file.write(crop)
+
+
 def align(args):
+    """Align the photos of INPUT to OUTPUT, and say what became of them; returns the exit status."""
     output = Path(args.output)
     photos = find_photos(args.inputs, output)
     if args.predictor:
-        load_models(args.predictor)  # a bad one is better told of before the work begins
-    args.predictor = args.predictor or find_predictor()
+        faces.load_models(args.predictor)  # a bad one is better told of before the work begins
+    args.predictor = args.predictor or faces.find_predictor()
     utils.make_directory(output, "OUTPUT")
-    record = output / "align.csv"
-    records = read_record(record)
+    records = read_record(output / "align.csv")
     todo = plan(photos, records, output, args)
     counts = collections.Counter({"already done": len(photos) - len(todo)})
-    write_record(record, records)
+    for draft in output.rglob(".[0-9]*.draft"):  # of a run that was killed
+        draft.unlink()
+    write_record(output / "align.csv", records)
 
     args.workers = max(1, min(args.workers, len(todo)))
-    with utils.deferred_signals() as received, utils.open_table(record, "a") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+    with cli.deferred_signals() as received:
         tasks = itertools.takewhile(lambda task: not received, todo.items())
         with tqdm(total=len(todo), unit="photo", dynamic_ncols=True, disable=not todo) as bar:
             for rows in in_parallel(tasks, args) if todo else ():
-                source, status = rows[0]["source"], rows[0]["status"]
-                outputs = [row["output"] for row in rows if status == "aligned"]
-                for row in records.pop(source, []):  # faces that are no longer found
-                    if row["output"] and row["output"] not in outputs:
-                        (output / row["output"]).unlink(missing_ok=True)
-                # first the record, then the crop: a crop without a row would be taken for a stranger's
-                writer.writerows(rows)
-                file.flush()
-                for name in outputs:
-                    os.replace(output / (name + ".draft"), output / name)
+                source, status, found = (rows[0][key] for key in ("source", "status", "found"))
+                store(output, rows, records.pop(source, []))
                 counts[status.partition(":")[0]] += 1
-                counts["faces"] += len(outputs)
+                counts["faces"] += sum("crop" in row for row in rows)
                 if status != "aligned":
                     bar.write(f"skipped {source}: {status}", file=sys.stderr)
+                elif found > len(rows):
+                    bar.write(
+                        f"{source}: took the largest of {found} faces; --faces all takes them all", file=sys.stderr
+                    )
                 bar.update()
-    write_record(record, read_record(record))
+    write_record(output / "align.csv", read_record(output / "align.csv"))
 
     kinds = ["already done", "no face", "several faces", "unreadable"]
     summary = ", ".join(f"{counts[kind]} {kind}" for kind in kinds)
@@ -422,16 +308,17 @@ def align(args):
         return 128 + received[0]
     if not counts["aligned"] + counts["already done"]:
         why = ", ".join(f"{counts[kind]} {kind}" for kind in kinds if counts[kind])
-        raise utils.UserError(f"INPUT {args.inputs[0]}: nothing was aligned ({why}); see above")
+        raise cli.UserError(f"INPUT {args.inputs[0]}: nothing was aligned ({why}); see above")
 
 
 def parse_args():
-    parser = utils.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """The parser and the parsed arguments: those after -- are files, also if they begin with a dash."""
+    parser = cli.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("inputs", metavar="INPUT", nargs="+", help="photo, or folder of photos, searched in all subfolders")
     add("output", metavar="OUTPUT", help="folder for the crops, which mirrors the subfolders, and the record align.csv")
-    add("--size", type=utils.number(int, 1), default=64, help="side of the crops in pixels (%(default)s)")
-    add("--landmarks", choices=LANDMARKS, default="innerEyesAndBottomLip", help="what is aligned (%(default)s)")
+    add("--size", type=cli.number(int, 1, 4096), default=64, help="side of the crops in pixels (%(default)s)")
+    add("--landmarks", choices=faces.LANDMARKS, default="innerEyesAndBottomLip", help="what is aligned (%(default)s)")
     add(
         "--faces",
         choices=["largest", "only", "all"],
@@ -440,19 +327,24 @@ def parse_args():
     )
     add(
         "--upsample",
-        type=utils.number(int, 0, 4),
+        type=cli.number(int, 0, 4),
         default=1,
         metavar="N",
         help="double the photo N times to find faces below 80 pixels (%(default)s)",
     )
     add("--predictor", metavar="FILE", help="dlib's 68-point predictor (the one in face_recognition_models)")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    add("--workers", type=utils.number(int, 1), default=cores, metavar="N", help="processes (all cores: %(default)s)")
+    add("--workers", type=cli.number(int, 1), default=cores, metavar="N", help="processes (all cores: %(default)s)")
     add("--overwrite", action="store_true", help="redo photos already aligned")
-    return parser, parser.parse_intermixed_args()
+    words = sys.argv[1:]
+    if "--" in words:  # which parse_intermixed_args does not understand
+        start = words.index("--")
+        words[start:] = [os.path.join(".", word) if word.startswith("-") else word for word in words[start + 1 :]]
+    return parser, parser.parse_intermixed_args(words)
 
 
 def main():
+    """Run the script; returns its exit status."""
     parser, args = parse_args()
     return parser.run(align, args)
 

@@ -3,11 +3,14 @@
 import concurrent.futures
 import sys
 
+import cli
+
 import numpy as np
 import tensorflow as tf
 from PIL import Image
 from tqdm import tqdm
 
+import ops
 import utils
 
 
@@ -24,9 +27,9 @@ class ImageFolder:
         self.paths = utils.find_images(directory)
         if not self.paths:
             suffixes = ", ".join(sorted(utils.IMAGE_SUFFIXES))
-            raise utils.UserError(f"--dataset {directory}: holds no images ({suffixes}); align.py makes such a folder")
+            raise cli.UserError(f"--dataset {directory}: holds no images ({suffixes}); align.py makes such a folder")
         if train_size and train_size < len(self.paths):
-            chosen = np.random.default_rng((seed, ord("t"))).choice(len(self.paths), train_size, replace=False)
+            chosen = ops.rng(seed, "train_size").choice(len(self.paths), train_size, replace=False)
             self.paths = [self.paths[i] for i in sorted(chosen)]
 
         cached = len(self.paths) * np.prod(self.shape) <= cache_mb * 2**20
@@ -40,7 +43,7 @@ class ImageFolder:
                 else:
                     good.append(i)
         if not good:
-            raise utils.UserError(f"--dataset {directory}: none of its {len(self.paths)} images can be read; see above")
+            raise cli.UserError(f"--dataset {directory}: none of its {len(self.paths)} images can be read; see above")
         if cached and len(good) < len(self.paths):
             for new, old in enumerate(good):
                 self.images[new] = self.images[old]
@@ -57,7 +60,7 @@ class ImageFolder:
     def _load(self, i):
         try:
             self.images[i] = self._decode(i)
-        except utils.UserError as error:
+        except cli.UserError as error:
             return error
 
     def _check(self, i):
@@ -66,7 +69,7 @@ class ImageFolder:
             with Image.open(self.paths[i]):
                 return None
         except Exception as error:
-            return utils.UserError(f"{self.paths[i]}: not a readable image ({error})")
+            return cli.UserError(f"{self.paths[i]}: not a readable image ({error})")
 
     def read(self, i):
         """Image `i` as uint8 (H, W, C); where its file broke since it was checked, that is said and the next serves.
@@ -78,12 +81,12 @@ class ImageFolder:
         while True:
             try:
                 return self._decode(i)
-            except utils.UserError as error:
+            except cli.UserError as error:
                 if i not in self.broken:
                     tqdm.write(f"skipped {error}", file=sys.stderr)
                 self.broken.add(i)
             if len(self.broken) > len(self) / 10:
-                self.error = utils.UserError(
+                self.error = cli.UserError(
                     f"--dataset: {len(self.broken)} of its {len(self)} images can no longer be read, such as "
                     f"{self.paths[i]}; when they are back, the same command goes on from the newest checkpoint"
                 )
@@ -96,7 +99,7 @@ class ImageFolder:
         Each image comes once; a last partial batch is dropped. `flip` mirrors about half of them. `start` leaves out as
         many images as an interrupted run had already seen of this epoch. Raises UserError as `read` does.
         """
-        draws = np.random.default_rng((seed, ord("e"), number))
+        draws = ops.rng(seed, "epoch", number)
         order = draws.permutation(len(self))
         flips = flip & draws.integers(2, size=len(self)).astype(bool)
 

@@ -1,12 +1,14 @@
-"""The hole: which pixels are known, how much each counts, and blending what fills it. Knows nothing of TensorFlow.
+"""The hole: which pixels are known, how much each counts, and how it is shown. Knows nothing of TensorFlow.
 
 Masks and weights are float32 (size, size, 1); in a mask 1 = keep and 0 = fill.
 """
 
+from typing import NamedTuple
+
+import cli
+
 import numpy as np
 import scipy.ndimage
-import scipy.sparse
-import scipy.sparse.linalg
 from PIL import Image
 
 import utils
@@ -21,7 +23,7 @@ def make(kind, size, center_scale=0.25, fraction=0.2, seed=(0,)):
     center: a square hole that leaves `center_scale` of the side known beside it. random: each pixel is hidden with
     probability `fraction`. left, right, top, bottom: that half is hidden. grid: every 4th pixel each way is known.
     lowres, full: all is replaced, by what fits the means of `LOWRES` x `LOWRES` squares, or the whole image.
-    Raises utils.UserError if `center_scale` or `fraction` leave no hole or nothing known.
+    Raises UserError if `center_scale` or `fraction` leave no hole or nothing known.
     """
     mask, half = np.ones((size, size, 1), np.float32), size // 2
     if kind == "center":
@@ -39,9 +41,9 @@ def make(kind, size, center_scale=0.25, fraction=0.2, seed=(0,)):
 
 
 def check(mask, source):
-    """Return the mask; raise utils.UserError, naming its source, if it has no hole or leaves nothing known."""
+    """Return the mask; raise UserError, naming its source, if it has no hole or leaves nothing known."""
     if mask.all() or not mask.any():
-        raise utils.UserError(f"{source}: leaves {'no hole' if mask.all() else 'nothing known'} in {len(mask)} pixels")
+        raise cli.UserError(f"{source}: leaves {'no hole' if mask.all() else 'nothing known'} in {len(mask)} pixels")
     return mask
 
 
@@ -55,13 +57,17 @@ def known_after_resize(hidden, size):
     return (np.asarray(share) == 0).astype(np.float32)[..., None]
 
 
-def read_mask(path, size, side):
-    """Read a mask image, where white (128 and above) = fill, cropped and resized as `utils.read_image` does it.
+def read_hidden(path):
+    """What a mask image hides, where it is white (128 and above): boolean (H, W)."""
+    return np.asarray(utils.flatten(utils.open_image(path), "black").convert("L")) >= 128
 
-    It first becomes as large as the image that it is for, whose shorter side is `side` pixels: no pixel of that of
-    which the mask hides a part is to contribute when the image is resized.
+
+def fit_hidden(hidden, size, side):
+    """The mask of an image of which boolean (H, W) is hidden, cropped and resized as `utils.as_pixels` does it.
+
+    `hidden` first becomes as large as the image, whose shorter side is `side` pixels: no pixel of that of which a part
+    is hidden is to contribute when the image is resized.
     """
-    hidden = np.asarray(utils.flatten(utils.open_image(path), "black").convert("L")) >= 128
     zoom = -(-side // min(hidden.shape))
     hidden = hidden.repeat(zoom, 0).repeat(zoom, 1)
     if min(hidden.shape) > side:
@@ -69,9 +75,8 @@ def read_mask(path, size, side):
     return known_after_resize(hidden, size)
 
 
-def read_alpha(path, size):
-    """The mask of an image file that is missing where it is not quite opaque."""
-    image = utils.open_image(path)
+def transparent(image, size):
+    """The mask of a Pillow image that is missing where it is not quite opaque."""
     if not image.has_transparency_data:
         return np.ones((size, size, 1), np.float32)
     return known_after_resize(np.asarray(image.convert("RGBA"))[..., 3] < 255, size)
@@ -97,39 +102,38 @@ def neighbour_weights(mask, window=7):
     return (mask * (missing / there)[..., None]).astype(np.float32)
 
 
-def poisson_blend(image, generated, mask):
-    """Fill the hole of `image` with the gradients of `generated`, so that no seam shows (Perez et al. 2003).
+class Holes(NamedTuple):
+    """The holes of some images, all of one kind: one of `TYPES`, "alpha" or "mask"."""
 
-    Both are float (H, W, C). Inside the hole the result has, as nearly as it can (least squares), the differences
-    between neighbours that `generated` has; known pixels stay as they are, and what `image` holds under the hole is
-    not read. Where nothing is known the result is `generated`.
-    """
-    hidden = mask[..., 0] == 0
-    if hidden.all() or not hidden.any():
-        return generated.copy() if hidden.all() else image.copy()
-    index = np.full(hidden.shape, -1)
-    index[hidden] = np.arange(hidden.sum())
-    result = np.where(hidden[..., None], generated, image).astype(np.float64)
-    generated = generated.astype(np.float64)
-    # one row for each pair of neighbours, p and q, of which at least one is hidden
-    rows, columns, values, differences = [], [], [], []
-    count = 0
-    for p, q in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
-        pair = hidden[p] | hidden[q]
-        difference = (generated[p] - generated[q])[pair]
-        number = count + np.arange(pair.sum())
-        count += pair.sum()
-        for side, sign in ((p, 1.0), (q, -1.0)):
-            inside = hidden[side][pair]
-            rows.append(number[inside])
-            columns.append(index[side][pair][inside])
-            values.append(np.full(inside.sum(), sign))
-            difference[~inside] -= sign * result[side][pair][~inside]
-        differences.append(difference)
-    shape = count, int(hidden.sum())
-    gradient = scipy.sparse.csr_array(
-        (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))), shape=shape
-    )
-    target = gradient.T @ np.concatenate(differences)
-    result[hidden] = scipy.sparse.linalg.splu((gradient.T @ gradient).tocsc()).solve(target)
-    return result.astype(np.float32)
+    kind: str
+    masks: np.ndarray  # (N, size, size, 1)
+    weights: np.ndarray  # (N, size / pool, size / pool, 1): how much the search minds each pixel
+    pool: int  # the search compares the means of pool x pool pixels
+
+    @property
+    def truth_known(self):
+        """Whether the images hold the true pixels under the hole."""
+        return self.kind != "alpha"
+
+    def of(self, numbers):
+        """The holes of the images of these numbers, a slice."""
+        return self._replace(masks=self.masks[numbers], weights=self.weights[numbers])
+
+    def show(self, images):
+        """What is known of images (N, size, size, C), as pictures: all but the hole, in grey; or all, or means."""
+        if self.kind == "full":
+            return images
+        return pixelate(images) if self.kind == "lowres" else images * self.masks
+
+
+def holes(kind, masks, window=None):
+    """The `Holes` of these masks; known pixels count by their neighbourhood of `window` pixels, or all the same."""
+    masks, pool = np.stack(masks), 1
+    weights = masks
+    if kind == "lowres":
+        weights, pool = np.ones((len(masks), LOWRES, LOWRES, 1), np.float32), masks.shape[1] // LOWRES
+    elif kind == "full":
+        weights = np.ones_like(masks)
+    elif window:
+        weights = np.stack([neighbour_weights(mask, window) for mask in masks])
+    return Holes(kind, masks, weights, pool)

@@ -87,10 +87,13 @@ def compare(name, image, truth, hole):
 
 
 def write(path, rows):
-    """Write rows, dicts of a name and numbers, as a CSV file that ends in a row of means; returns the means."""
+    """Write rows, dicts of a name and numbers, as a CSV file that ends in a row of means; returns the means.
+
+    Raises UserError, naming the file, if that fails.
+    """
     label, *names = rows[0]
     means = {name: float(np.mean([row[name] for row in rows])) for name in names}
-    with utils.open_table(path, "w") as file:
+    with utils.writing(path, "x", **utils.TABLE) as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         for row in [*rows, {label: "mean", **means}]:

@@ -3,25 +3,26 @@
 import contextlib
 from pathlib import Path
 
+import cli
+
 import keras
 import numpy as np
 import tensorflow as tf
 
-import utils
+# each use of random numbers has a stream of its own, so that no two share their draws
+STREAMS = {
+    "train_size": 116, "epoch": 101, "batch z": 122, "samples": 115, "batch norm": 98,
+    "evaluated images": 114, "evaluated z": 118, "first z": 105, "candidates": 99, "jitter": 106,
+}  # fmt: skip
 
 
 @contextlib.contextmanager
 def memory_and_disk(flags):
-    """Raise utils.UserError, which names `flags`, where what TensorFlow does inside runs out of memory or disk."""
+    """Raise UserError, which names `flags`, where what TensorFlow does inside runs out of memory or disk."""
     try:
         yield
     except (tf.errors.ResourceExhaustedError, MemoryError) as error:
-        raise utils.UserError(f"{flags}: too little memory, or a full disk ({reason(error)})") from error
-
-
-def reason(error):
-    """The first line of what an exception says, without the name of TensorFlow's node."""
-    return (str(getattr(error, "message", error)).splitlines() or [type(error).__name__])[0].split("}} ")[-1]
+        raise cli.UserError(f"{flags}: too little memory, or a full disk ({cli.reason(error)})") from error
 
 
 @contextlib.contextmanager
@@ -134,6 +135,13 @@ def adam(learning_rate, beta1, scale_loss=False):
     return LossScaleOptimizer(optimizer) if scale_loss else optimizer
 
 
+def update(optimizer, network, tape, loss):
+    """Apply one step of `optimizer` to the trainable variables of `network` alone."""
+    with tape:
+        loss = optimizer.scale_loss(loss)  # which changes it for float16 only
+    optimizer.apply(tape.gradient(loss, network.trainable_variables), network.trainable_variables)
+
+
 def replica_share(batch):
     """The part of a batch that is this replica's: the i-th of n gets the i-th n-th of it."""
     context = tf.distribute.get_replica_context()
@@ -145,12 +153,14 @@ def batch_mean(losses):
     return tf.nn.compute_average_loss(losses)
 
 
-def random_z(shape, seed, purpose, number=0):
-    """z uniform on [-1, 1], float32 of `shape`, the same on every device.
+def rng(seed, stream, *numbers):
+    """NumPy's generator for one use, a name in `STREAMS`; it is decided by whole numbers, such as those of a step."""
+    return np.random.default_rng((seed, STREAMS[stream], *numbers))
 
-    Decided by the whole numbers `seed` and `number` and by `purpose`, a letter, so that no two uses share their z.
-    """
-    return np.random.default_rng((seed, ord(purpose), number)).uniform(-1, 1, shape).astype(np.float32)
+
+def random_z(shape, seed, stream, number=0):
+    """z uniform on [-1, 1], float32 of `shape`, the same on every device; for the rest see `rng`."""
+    return rng(seed, stream, number).uniform(-1, 1, shape).astype(np.float32)
 
 
 def sigmoid_cross_entropy(logits, label):
@@ -179,20 +189,16 @@ def ms_ssim(first, second):
     return tf.image.ssim_multiscale(first, second, 255, power_factors=weights / weights.sum())
 
 
+def mean_ms_ssim(images):
+    """The mean `ms_ssim` of each of uint8 images (N, H, W, C) with the one before it, a number."""
+    others = np.roll(images, 1, axis=0)
+    parts = [slice(i, i + 64) for i in range(0, len(images), 64)]
+    return float(np.mean(np.concatenate([ms_ssim(images[part], others[part]) for part in parts])))
+
+
 def mean_pool(images, pool):
     """The means of `pool` x `pool` pixels: (..., H, W, C) -> (..., H / pool, W / pool, C)."""
     return images if pool == 1 else tf.nn.avg_pool2d(images, pool, pool, "VALID")
-
-
-def momentum_update(z, v, gradient, lr, momentum):
-    """One step of projected gradient descent with Nesterov momentum, as in Amos 2016; returns the new z and v.
-
-    v' = momentum v - lr g;  z' = clip(z - momentum v + (1 + momentum) v', -1, 1). All arrays (N, z_dim).
-    """
-    v_prev = v
-    v = momentum * v - lr * gradient
-    z = z - momentum * v_prev + (1 + momentum) * v
-    return tf.clip_by_value(z, -1.0, 1.0), v
 
 
 def moving_average_update(averages, values, step, decay):

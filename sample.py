@@ -6,11 +6,15 @@
 """
 
 import argparse
+import math
 import sys
+
+import cli
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+import checkpoint
 import utils
 
 STEPS = 10  # images from one sample to another, both included
@@ -18,13 +22,13 @@ JITTER = 0.25  # of z, in Radford et al. 2016, figure 7
 
 
 def parse_args():
-    parser = utils.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--checkpointDir", metavar="DIR", help="the model (checkpoints/mine, else the one that came with this code)")
     text = "a new or empty folder for the pictures (%(default)s)"
     add("--outDir", metavar="DIR", default="samples-of-model", help=text)
-    add("--count", type=utils.number(int, 2, 10**4), default=64, metavar="N", help="samples (%(default)s)")
-    add("--seed", type=utils.number(int, 0, 2**31 - 1), default=0, help="decides the samples (%(default)s)")
+    add("--count", type=cli.number(int, 2, 10**4), default=64, metavar="N", help="samples (%(default)s)")
+    add("--seed", type=cli.number(int, 0, 2**31 - 1), default=0, help="decides the samples (%(default)s)")
     text = "draw A - B + C, each the mean of samples, by their numbers in samples.png, such as 5,12,48"
     add("--arithmetic", nargs=3, type=sample_numbers, metavar=("A", "B", "C"), help=text)
     return parser, parser.parse_args()
@@ -32,7 +36,7 @@ def parse_args():
 
 def sample_numbers(text):
     """An argparse `type`: "5,12,48" to a list of whole numbers."""
-    return [utils.number(int, 0)(part) for part in text.split(",")]
+    return [cli.number(int, 0)(part) for part in text.split(",")]
 
 
 def main():
@@ -53,21 +57,22 @@ def arithmetic(z, groups, noise):
 def sample(args):
     wrong = [number for group in args.arithmetic or [] for number in group if number >= args.count]
     if wrong:
-        raise utils.UserError(f"--arithmetic {wrong[0]}: the samples are numbered 0 to {args.count - 1}; see --count")
-    checkpoint_dir = utils.find_model(args.checkpointDir)
+        raise cli.UserError(f"--arithmetic {wrong[0]}: the samples are numbered 0 to {args.count - 1}; see --count")
+    checkpoint_dir = checkpoint.choose(args.checkpointDir)
     out_dir = utils.make_directory(args.outDir, "--outDir", empty=True)
 
-    with utils.quiet_tensorflow():
+    with cli.quiet_tensorflow():
         import ops
         from model import DCGAN
 
         device = ops.use_device()
     dcgan = DCGAN.load(checkpoint_dir)
-    print(f"{device}\n{utils.describe_model(checkpoint_dir, int(dcgan.step))}")
+    print(f"{device}\n{checkpoint.describe(checkpoint_dir, dcgan.step)}")
 
-    z = ops.random_z((args.count, dcgan.z_dim), args.seed, "s")  # with the same seed, those of training's grids
+    z = ops.random_z((args.count, dcgan.z_dim), args.seed, "samples")  # with the same seed, those of training's grids
     images = dcgan.draw(z)
-    utils.write_image(out_dir / "samples.png", utils.captioned_grid(images, map(str, range(len(z)))))
+    columns = max(8, math.isqrt(args.count))  # a picture far higher than wide is hard to look at
+    utils.write_image(out_dir / "samples.png", utils.captioned_grid(images, map(str, range(len(z))), columns))
 
     # a straight line stays in the cube that z is drawn from; the arc that is usual for normal z would leave it
     pairs = [(i, i + 1) for i in range(0, min(args.count - 1, 16), 2)]
@@ -75,7 +80,7 @@ def sample(args):
     utils.write_image(out_dir / "interpolations.png", utils.labelled_rows(views))
 
     if args.arithmetic:
-        noise = JITTER * ops.random_z((9, dcgan.z_dim), args.seed, "j")
+        noise = JITTER * ops.random_z((9, dcgan.z_dim), args.seed, "jitter")
         noise[4] = 0
         means, results = arithmetic(z, args.arithmetic, noise)
         picture = draw_arithmetic(images, args.arithmetic, dcgan.draw(means), dcgan.draw(results))

@@ -1,4 +1,8 @@
-"""The update rules that move z. Each is a function of
+"""The search for the z whose G(z) completes an image: where it starts, the rules that move z, and refinement.
+
+    *_, last = search.complete(dcgan, images, masks)     # last.completed holds the pictures
+
+A rule is a function of
 
     losses_and_gradient   z (N, z_dim) -> the total loss of each image (N,) and its gradient (N, z_dim)
     z, slots              where the search stands, and what the rule remembers, a tuple of tensors
@@ -8,14 +12,156 @@ and returns the losses at z, the next z and the next slots. Each image is search
 [-1, 1] from which z was drawn in training.
 """
 
+import functools
 import math
+from typing import NamedTuple
 
+import keras
+import numpy as np
 import tensorflow as tf
 
 import ops
 
+CANDIDATES_AT_ONCE = 64
+WITHOUT_A_WORD = {"momentum": 20, "adam": 20, "hmc": 1}  # iterations in which neither Ctrl-C nor `progress` is heard
 
-def start(approach, z, seeds):
+
+class Completion(NamedTuple):
+    """Where a search for z stands after `iteration` iterations."""
+
+    iteration: int
+    z: np.ndarray  # (N, z_dim)
+    generated: np.ndarray  # G(z), images
+    completed: np.ndarray  # M*y + (1-M)*G(z), images
+    contextual: np.ndarray  # (N,)
+    perceptual: np.ndarray  # (N,)
+    total: np.ndarray  # (N,), contextual + lam * perceptual
+    current: np.ndarray  # (N,), the total loss of the latest iterate, where all else is of the best
+    iterations: int  # of the whole search
+
+
+class Problem(NamedTuple):
+    """What z is searched for: to fit the known of `images`, as `DCGAN.completion_losses` wants it."""
+
+    images: tf.Tensor
+    weights: tf.Tensor
+    pool: int
+    lam: tf.Tensor  # weight of the perceptual loss
+
+
+def complete(
+    dcgan, images, masks, numbers=None, *, weights=None, pool=1, approach="momentum", iterations=200, lr=None,
+    schedule="cosine", momentum=0.9, lam=0.1, candidates=2048, hmc_beta=0.2, hmc_eps=0.001, hmc_l=100, hmc_anneal=1.0,
+    interval=20, seed=0, progress=lambda iterations: None,
+):  # fmt: skip
+    """Fill the unknown part of `images`; yields a Completion at the start, each `interval` iterations and the end.
+
+    Each holds the best that was found so far; the last is the result.
+
+    images, masks: (N, H, W, C) in [-1, 1] and (N, H, W, 1), 1 = known; what `images` hold under the hole is never
+    used. numbers: whole numbers that, with `seed`, decide each image's random draws, 0 to N - 1 by default. weights,
+    pool: see `DCGAN.completion_losses`; the masks by default. approach: one of `RULES`. lr: the first step size, which
+    falls to 0 along a cosine unless `schedule` is "constant"; by default 0.1 for adam, and for momentum 3 over the sum
+    of the weights of all channels, as the gradient grows with it. candidates: the search starts from the best of that
+    many random z. progress: is told the number of iterations done, more often than what is yielded.
+    """
+    numbers = range(len(images)) if numbers is None else numbers
+    images, masks = (tf.convert_to_tensor(x, tf.float32) for x in (images, masks))
+    weights = masks if weights is None else tf.convert_to_tensor(weights, tf.float32)
+    if lr is None:
+        lr = 0.1 if approach == "adam" else 3 / (dcgan.c_dim * tf.reduce_sum(weights, [1, 2]))  # (N, 1)
+    settings = dict(lr=lr, momentum=momentum, iterations=iterations)
+    settings |= dict(hmc_beta=hmc_beta, hmc_eps=hmc_eps, hmc_anneal=hmc_anneal)
+    settings = {name: tf.convert_to_tensor(value, tf.float32) for name, value in settings.items()}
+    settings |= {"anneal": tf.constant(schedule == "cosine"), "hmc_l": tf.constant(hmc_l)}
+
+    problem = Problem(images, weights, pool, tf.convert_to_tensor(lam, tf.float32))
+    best = best_start(dcgan, problem, numbers, candidates, seed)
+    z, slots, done = best[0], first_slots(approach, best[0], [(seed, number) for number in numbers]), 0
+    while True:
+        current = total_losses(dcgan, z, problem)
+        best = better(best, z, current)
+        generated, contextual, perceptual = compiled_losses(dcgan, best[0], images, weights, pool)
+        state = best[0], generated, composite(images, masks, generated), contextual, perceptual, best[1], current
+        yield Completion(done, *(x.numpy() for x in state), iterations)
+        if done == iterations:
+            return
+        goal = min(done + interval, iterations)
+        while done < goal:
+            count = min(WITHOUT_A_WORD[approach], goal - done)
+            place = tf.constant(done), tf.constant(count)
+            z, slots, best = iterate(dcgan, approach, z, slots, best, problem, settings, *place)
+            done += count
+            progress(done)
+
+
+def best_start(dcgan, problem, numbers, candidates, seed):
+    """The best of random z for each image, and its total loss: one z of the image's own, the others for all images."""
+    z = tf.stack([ops.random_z(dcgan.z_dim, seed, "first z", number) for number in numbers])
+    best = z, total_losses(dcgan, z, problem)
+    for k in range(0, candidates - 1, CANDIDATES_AT_ONCE):
+        count = min(CANDIDATES_AT_ONCE, candidates - 1 - k)
+        z = tf.constant(ops.random_z((count, dcgan.z_dim), seed, "candidates", k))
+        best = best_candidates(dcgan, z, best, problem)
+    return best
+
+
+@tf.function
+def compiled_losses(dcgan, z, images, weights, pool):
+    """`DCGAN.completion_losses` as one compiled function."""
+    return dcgan.completion_losses(z, images, weights, pool)
+
+
+def total_losses(dcgan, z, problem):
+    """contextual + lam * perceptual loss, (N,)."""
+    _, contextual, perceptual = compiled_losses(dcgan, z, problem.images, problem.weights, problem.pool)
+    return contextual + problem.lam * perceptual
+
+
+@tf.function
+def best_candidates(dcgan, z, best, problem):
+    """Where one of z (K, z_dim) fits an image better than `best` does, take it; one forward pass for all images."""
+    generated = dcgan.sampler(z, training=False)
+    perceptual = dcgan.generator_loss(dcgan.discriminator(generated, training=False))
+    generated, images = ops.mean_pool(generated, problem.pool), ops.mean_pool(problem.images, problem.pool)
+
+    def try_all(pair):
+        losses = ops.contextual_loss(generated, *pair) + problem.lam * perceptual
+        return tf.argmin(losses), tf.reduce_min(losses)
+
+    index, losses = tf.map_fn(try_all, (images, problem.weights), fn_output_signature=(tf.int64, tf.float32))
+    return better(best, tf.gather(z, index), losses)
+
+
+@tf.function
+def iterate(dcgan, approach, z, slots, best, problem, settings, first, count):
+    """Move z by `count` iterations from number `first` on, down contextual + lam * perceptual loss.
+
+    `best` is the pair of z and total loss of each image's best iterate so far; returns z, slots and best. The losses
+    of the images are summed, not averaged: each image's z moves as if it were alone.
+    """
+
+    def losses_and_gradient(z):
+        with tf.GradientTape() as tape:
+            tape.watch(z)
+            _, contextual, perceptual = dcgan.completion_losses(z, problem.images, problem.weights, problem.pool)
+            losses = contextual + problem.lam * perceptual
+        return losses, tape.gradient(losses, z)
+
+    for i in tf.range(first, first + count):
+        losses, following, slots = RULES[approach](losses_and_gradient, z, slots, i, settings)
+        best = better(best, z, losses)
+        z = following
+    return z, slots, best
+
+
+def better(best, z, losses):
+    """The pair of z and loss that is the better one of each image: of `best`, and of these."""
+    improved = losses < best[1]
+    return tf.where(improved[:, None], z, best[0]), tf.where(improved, losses, best[1])
+
+
+def first_slots(approach, z, seeds):
     """The slots of a rule before its first iteration; `seeds` (N, 2), int32, make HMC's draws an image's own."""
     zeros = tf.zeros_like(z)
     return {"momentum": (zeros,), "adam": (zeros, zeros), "hmc": (tf.convert_to_tensor(seeds, tf.int32),)}[approach]
@@ -29,10 +175,15 @@ def step_size(i, settings):
 
 
 def momentum(losses_and_gradient, z, slots, i, settings):
-    """Projected gradient descent with momentum, the article's."""
+    """Projected gradient descent with Nesterov momentum (Amos 2016).
+
+    v' = momentum v - lr g;  z' = clip(z - momentum v + (1 + momentum) v', -1, 1).
+    """
     losses, gradient = losses_and_gradient(z)
-    z, v = ops.momentum_update(z, *slots, gradient, step_size(i, settings), settings["momentum"])
-    return losses, z, (v,)
+    (v_prev,) = slots
+    v = settings["momentum"] * v_prev - step_size(i, settings) * gradient
+    z = z - settings["momentum"] * v_prev + (1 + settings["momentum"]) * v
+    return losses, tf.clip_by_value(z, -1.0, 1.0), (v,)
 
 
 def adam(losses_and_gradient, z, slots, i, settings):
@@ -83,10 +234,55 @@ def reflect(z, velocity):
     return tf.where(forth, place - 1, 3 - place), tf.where(forth, velocity, -velocity)
 
 
-def better(best, z, losses):
-    """The pair of z and loss that is the better one of each image: of `best`, and of these."""
-    improved = losses < best[1]
-    return tf.where(improved[:, None], z, best[0]), tf.where(improved, losses, best[1])
-
-
 RULES = {"momentum": momentum, "adam": adam, "hmc": hmc}
+
+
+def composite(images, masks, generated):
+    """What is known from the images, the rest as generated: M*y + (1-M)*G(z) (Amos 2016, step 3)."""
+    return tf.where(masks > 0, images, generated)
+
+
+def refine(dcgan, images, masks, z, steps, *, weights=None, pool=1, lr=6e-4):
+    """Fine-tune a copy of the generator for each image, on what is known of it, from its z; returns the G(z).
+
+    Pivotal tuning (Roich et al. 2021): `steps` updates of Adam on the contextual loss, for each image anew, so
+    that what surrounds the hole is really that person's. The generator itself stays as it is. Shapes as in
+    `complete`; returns (N, H, W, C).
+    """
+    weights = masks if weights is None else weights
+    tuned, optimizer = tunable_copy(dcgan.sampler)
+    pretrained, refined = dcgan.sampler.get_weights(), []
+    for image in range(len(z)):
+        tuned.set_weights(pretrained)
+        for variable in optimizer.variables:
+            variable.assign(tf.zeros_like(variable))
+        optimizer.learning_rate = lr
+        given = [tf.constant(x[image : image + 1], tf.float32) for x in (z, images, weights)]
+        for _ in range(steps):
+            refine_step(tuned, optimizer, *given, pool)
+        refined.append(tuned(given[0], training=False).numpy())
+    return np.concatenate(refined)
+
+
+@functools.lru_cache(maxsize=1)
+def tunable_copy(generator):
+    """The copy of a generator that `refine` tunes, and its optimizer; one for all images, as it is compiled.
+
+    The last two transposed convolutions stay as they are: tuned to the known pixels, they would weave a pattern
+    of single pixels into the hole.
+    """
+    tuned = keras.models.clone_model(generator)
+    for layer in tuned.layers[-5:]:
+        layer.trainable = False
+    optimizer = keras.optimizers.Adam()
+    optimizer.build(tuned.trainable_variables)
+    return tuned, optimizer
+
+
+@tf.function
+def refine_step(tuned, optimizer, z, image, weights, pool):
+    """One update of the tuned generator on the contextual loss of one image."""
+    with tf.GradientTape() as tape:
+        generated = ops.mean_pool(tuned(z, training=False), pool)
+        loss = ops.contextual_loss(generated, ops.mean_pool(image, pool), weights)
+    optimizer.apply(tape.gradient(loss, tuned.trainable_variables), tuned.trainable_variables)

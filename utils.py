@@ -1,19 +1,13 @@
 """Files and pictures: what the scripts share to find, read and write images. Knows nothing of TensorFlow."""
 
-import argparse
 import contextlib
-import fcntl
 import json
-import logging
-import math
 import os
-import re
-import shutil
-import signal
-import sys
 import tempfile
 import warnings
 from pathlib import Path
+
+import cli
 
 import imageio.v3 as iio
 import numpy as np
@@ -22,90 +16,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 # Pillow would only warn of what `open_image` refuses
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-ARCHITECTURE = ("image_size", "c_dim", "z_dim", "gf_dim", "df_dim", "ema")  # DCGAN's arguments, in config.json
-CHATTER = "TF_CPP_MIN_LOG_LEVEL" in os.environ  # the user wants to read what TensorFlow says
-FACES_AFTER = 1200  # steps of 64 images, until a model draws recognisable faces
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
-SHIPPED = Path(__file__).resolve().parent / "checkpoints" / "faces-64"
-
-
-class UserError(Exception):
-    """A mistake a user can mend; its message is one line that names the flag or file and says what to do."""
-
-
-class ArgumentParser(argparse.ArgumentParser):
-    """argparse's parser, but an error is one line without the usage text in front; the exit status stays 2."""
-
-    def error(self, message):
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
-
-    def run(self, work, args):
-        """Do `work(args)`, a script's, and return its exit status; what a user can mend ends it by `error`."""
-        for action in self._actions:  # such as of a shell variable that is not set
-            value = getattr(args, action.dest, None)
-            if "" in (value if isinstance(value, list) else [value]):
-                self.error(f"{'/'.join(action.option_strings) or action.metavar}: is empty")
-        try:
-            return work(args)
-        except (UserError, OSError) as error:  # OSError: such as a disk that is full
-            self.error(str(error))
-        except KeyboardInterrupt:
-            self.exit(130, f"{self.prog}: stopped\n")
-
-
-def number(kind, low, high=math.inf, above=False):
-    """An argparse `type` for an `int` or `float` from `low` (or `above` it) to `high`."""
-
-    def parse(text):
-        with contextlib.suppress(ValueError, OverflowError):  # the latter of whole numbers that no float can hold
-            value = kind(text)
-            if math.isfinite(value) and low <= value <= high and not (above and value == low):
-                return value
-        limits = f"{'above' if above else 'from'} {low}" + (f" to {high}" if high < math.inf else "")
-        raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if kind is int else ''}number {limits}")
-
-    return parse
-
-
-@contextlib.contextmanager
-def quiet_tensorflow():
-    """Import TensorFlow and list its devices inside this, so that its start-up chatter does not bury our one line.
-
-    What it wrote on standard error is shown after all if the block raises, or if TF_CPP_MIN_LOG_LEVEL is set.
-    """
-    show = CHATTER
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ["KERAS_BACKEND"] = "tensorflow"
-    logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    # the messages come from C++ before its logging is set up, and only the file descriptor catches them
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
-        try:
-            yield
-        except Exception:
-            show = True
-            raise
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            if show:
-                said.seek(0)
-                sys.stderr.write(said.read().decode(errors="replace"))
-
-
-@contextlib.contextmanager
-def deferred_signals():
-    """Yield a list that collects SIGINT, SIGTERM and SIGHUP as they come, so that a loop can leave at a safe place."""
-    received, before = [], {}
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup's wish
-            before[number] = signal.signal(number, lambda number, frame: received.append(number))
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+TABLE = dict(newline="", encoding="utf-8", errors="surrogateescape")  # names that are not UTF-8 survive in it
 
 
 def find_images(directory):
@@ -130,9 +42,9 @@ def open_image(path):
             raise ValueError("32 bits deep")
         return image
     except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file") from error
+        raise cli.UserError(f"{path}: no such file") from error
     except Exception as error:  # Pillow raises anything from SyntaxError to struct.error on a damaged file
-        raise UserError(f"{path}: not a readable image ({error})") from error
+        raise cli.UserError(f"{path}: not a readable image ({error})") from error
 
 
 def flatten(image, background):
@@ -150,14 +62,18 @@ def fit(image, size):
     return image if image.size == (size, size) else ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
 
 
-def read_image(path, size, channels):
-    """Read one image file as the networks want it: upright, cropped to its centred square, resized to `size`.
+def as_pixels(image, size, channels):
+    """A Pillow image as the networks want it: cropped to its centred square, resized to `size`.
 
     Returns uint8 (size, size, channels), `channels` 1 (grey) or 3 (RGB). Transparent pixels show white behind them.
-    Raises UserError, naming the file, as `open_image` does.
     """
-    image = fit(flatten(open_image(path), "white").convert("RGB" if channels == 3 else "L"), size)
+    image = fit(flatten(image, "white").convert("RGB" if channels == 3 else "L"), size)
     return np.asarray(image).reshape(size, size, channels)
+
+
+def read_image(path, size, channels):
+    """`as_pixels` of an image file, upright; raises UserError, naming the file, as `open_image` does."""
+    return as_pixels(open_image(path), size, channels)
 
 
 def to_float(pixels):
@@ -223,12 +139,30 @@ def to_picture(pixels):
 
 
 @contextlib.contextmanager
-def writing(path):
+def naming(path):
     """Raise UserError, naming the file, where what is done inside fails to write it."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise cli.UserError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+@contextlib.contextmanager
+def writing(path, mode="xb", **options):
+    """Open a file to write it anew, which takes the place of the one there, or of a link, once it is whole.
+
+    Raises UserError, naming the file and leaving nothing half-written, if that fails.
+    """
+    path = Path(path)
+    draft = path.with_name(f".{os.getpid()}.draft")
+    with naming(path):
+        draft.unlink(missing_ok=True)  # of a process killed before that had the same number
+        try:
+            with open(draft, mode, **options) as file:
+                yield file
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
 
 
 def write_image(path, pixels):
@@ -236,8 +170,8 @@ def write_image(path, pixels):
 
     Raises UserError, naming the file, if that fails.
     """
-    with writing(path):
-        to_picture(pixels).save(path)
+    with writing(path) as file:
+        to_picture(pixels).save(file, Image.registered_extensions()[Path(path).suffix])
 
 
 def write_film(path, frames):
@@ -248,8 +182,14 @@ def write_film(path, frames):
     zoom = max(1, 256 // frames[0].shape[1])
     frames = [np.asarray(to_picture(frame.repeat(zoom, 0).repeat(zoom, 1))) for frame in frames]
     durations = [1000] + [100] * (len(frames) - 2) + [2000]  # ms
-    with writing(path):
-        iio.imwrite(path, frames, duration=durations, loop=0)
+    with writing(path) as file:
+        iio.imwrite(file, frames, extension=".gif", duration=durations, loop=0)
+
+
+def write_json(path, content):
+    """Write a JSON file; raises UserError, naming it, if that fails."""
+    with writing(path, "x") as file:
+        file.write(json.dumps(content, indent=2) + "\n")
 
 
 def make_directory(path, flag, empty=False):
@@ -263,104 +203,21 @@ def make_directory(path, flag, empty=False):
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise UserError(f"{flag} {path}: cannot be written ({error.strerror}); choose another directory") from error
+        raise cli.UserError(f"{flag} {path}: cannot be written ({error.strerror}); choose another directory") from error
     if empty and any(path.iterdir()):
-        raise UserError(f"{flag} {path}: is not empty; choose another directory, or remove it first")
+        raise cli.UserError(f"{flag} {path}: is not empty; choose another directory, or remove it first")
     return path
 
 
-def open_table(path, mode="r"):
-    """Open a CSV file as text; names of files that are not UTF-8 survive in it."""
-    return open(path, mode, newline="", encoding="utf-8", errors="surrogateescape")
+def shorten(name, limit=200):
+    """A name of a file cut to so many bytes: most systems take 255, and something is put around it."""
+    return os.fsdecode(os.fsencode(name)[:limit])
 
 
-def write_json(path, content):
-    """Write a JSON file so that a crash leaves the old file or the new one, never half of it."""
-    path = Path(path)
-    draft = path.with_name(path.name + ".draft")
-    try:
-        draft.write_text(json.dumps(content, indent=2) + "\n")
-        os.replace(draft, path)
-    except OSError as error:
-        draft.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror})") from error
-
-
-def find_checkpoints(checkpoint_dir):
-    """The checkpoints in a directory, as TensorFlow names them (".../ckpt-STEP"), the newest first."""
-    found = [path.with_suffix("") for path in Path(checkpoint_dir).glob("ckpt-*.index") if path.stem[5:].isdigit()]
-    return [str(path) for path in sorted(found, key=lambda path: int(path.name[5:]), reverse=True)]
-
-
-def lock(directory, flag):
-    """Keep other processes out of a directory until this one ends, or the file that is returned is closed.
-
-    Raises UserError, naming `flag`, if another one is in it.
-    """
-    file = open(Path(directory) / ".lock", "w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        raise UserError(f"{flag} {directory}: another process trains in it; wait for it, or choose another") from error
-    except OSError:
-        pass  # this file system knows no locks
-    return file
-
-
-def remove_checkpoint(path):
-    """Delete the files of a checkpoint, its index first: without it the rest is no checkpoint."""
-    for file in sorted(Path(path).parent.glob(f"{Path(path).name}.*"), reverse=True):
-        file.unlink()
-
-
-def remove_unfinished(checkpoint_dir):
-    """Delete what a killed or failed save left behind: a checkpoint's index is the last of its files to be written."""
-    for path in Path(checkpoint_dir).glob("ckpt-*"):
-        if re.fullmatch(r"ckpt-\d+_temp", path.name):
-            shutil.rmtree(path, ignore_errors=True)
-        elif re.fullmatch(r"ckpt-\d+\.data-\d+-of-\d+", path.name) and not path.with_suffix(".index").exists():
-            path.unlink()
-
-
-def find_model(checkpoint_dir):
-    """The checkpoint directory to use: the one asked for, else the user's own, else the shipped one.
-
-    Raises UserError if it holds no model.
-    """
-    candidates = [Path(checkpoint_dir)] if checkpoint_dir else [Path("checkpoints/mine"), SHIPPED]
-    for candidate in candidates:
-        if find_checkpoints(candidate) or find_original(candidate):
-            return candidate
-    flag = f" {checkpoint_dir}: holds no model" if checkpoint_dir else ": no model found in checkpoints/mine"
-    raise UserError(f"--checkpointDir{flag}; train one with train-dcgan.py, or name another folder")
-
-
-def describe_model(checkpoint_dir, step):
-    """A line that names the model in use, and where that has made few steps the one that came with this code."""
-    advice = f" (from nothing faces take about {FACES_AFTER}; --checkpointDir checkpoints/faces-64 came with this code)"
-    return f"model: {checkpoint_dir}, step {step}{advice if step < FACES_AFTER else ''}"
-
-
-def find_original(checkpoint_dir):
-    """The newest checkpoint of the original code, ".../DCGAN.model-STEP", or None; ours go first if both are there."""
-    found = {path.name.removesuffix(".index") for path in Path(checkpoint_dir).glob("DCGAN.model-*")}
-    steps = [int(name[12:]) for name in found if name[12:].isdigit()]
-    if not steps or find_checkpoints(checkpoint_dir):
-        return None
-    return str(Path(checkpoint_dir) / f"DCGAN.model-{max(steps)}")
-
-
-def read_config(checkpoint_dir):
-    """The config.json of a checkpoint directory: "architecture" and "training", dicts, and the type of its "weights".
-
-    Raises UserError, naming the file, if it is missing or damaged, or does not say how the networks are built.
-    """
-    path = Path(checkpoint_dir) / "config.json"
-    try:
-        config = json.loads(path.read_text())
-        config["architecture"] = {name: config["architecture"][name] + 0 for name in ARCHITECTURE}  # numbers they are
-        training, weights = dict(config.get("training", {})), config.get("weights", "float32")
-        return {"architecture": config["architecture"], "training": training, "weights": weights}
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: is not as train-dcgan.py writes it ({error!r})") from error
+def inside(folder, name):
+    """The path of the file `name` in `folder`; raises UserError if it lies elsewhere, or is reached through a link."""
+    path = Path(folder, name)
+    below = [path, *path.parents][: len(Path(name).parts)]
+    if not Path(name).parts or Path(name).is_absolute() or ".." in Path(name).parts or any(map(os.path.islink, below)):
+        raise cli.UserError(f"{path}: does not lie in {folder}, or is a link; it is left alone")
+    return path

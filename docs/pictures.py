@@ -12,8 +12,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+import blend
+import checkpoint
 import masks
 import ops
+import search
 import utils
 from model import DCGAN
 
@@ -23,7 +26,7 @@ HOLES = {"center": {}, "left": {}, "random": {"fraction": 0.8}, "grid": {}}
 
 def main(aligned):
     """Complete each face of a folder with every hole, and draw samples."""
-    dcgan = DCGAN.load(utils.SHIPPED)
+    dcgan = DCGAN.load(checkpoint.SHIPPED)
     paths = utils.find_images(aligned)
     faces = utils.to_float([utils.read_image(path, dcgan.image_size, dcgan.c_dim) for path in paths])
     x, y = np.meshgrid(*[range(dcgan.image_size)] * 2)
@@ -31,14 +34,14 @@ def main(aligned):
     holes += [masks.make(kind, dcgan.image_size, seed=(0, 0), **options) for kind, options in HOLES.items()]
     images = np.repeat(faces, len(holes), axis=0)
     holes = np.tile(holes, (len(faces), 1, 1, 1))
-    *_, last = dcgan.complete(images, holes)
-    refined = dcgan.refine(images, holes, last.z, 10)
-    blended = np.stack([masks.poisson_blend(*each) for each in zip(images, refined, holes, strict=True)])
+    *_, last = search.complete(dcgan, images, holes)
+    refined = search.refine(dcgan, images, holes, last.z, 10)
+    blended = np.stack([blend.poisson(*each) for each in zip(images, refined, holes, strict=True)])
     views = {"original": images, "masked": images * holes}
     views |= {"generated": last.generated, "refined": refined, "blended": blended}
     utils.write_image(HOME / "completions.png", utils.labelled_rows(views))
 
-    samples = dcgan.sampler(ops.random_z((48, dcgan.z_dim), 0, "s"), training=False)
+    samples = dcgan.sampler(ops.random_z((48, dcgan.z_dim), 0, "samples"), training=False)
     utils.write_image(HOME / "samples.png", utils.image_grid(samples, columns=12))
 
 

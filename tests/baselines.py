@@ -4,7 +4,7 @@
 
 Prints a Markdown table of PSNR in dB and SSIM of 8-bit pixels inside the hole, the means over faces drawn from
 `--images`, which the training faces of `--dataset` must not hold. The masks and searches are complete.py's own by
-default, for the faces in sorted order. "Blended" is masks.poisson_blend. The baselines are OpenCV's inpainting, the
+default, for the faces in sorted order. "Blended" is blend.poisson. The baselines are OpenCV's inpainting, the
 mean of the training faces, and their PCA; they take minutes and 4 GB of memory, the DCGAN an hour without a GPU.
 """
 
@@ -19,8 +19,10 @@ import numpy as np
 import scipy.linalg
 from tqdm import tqdm
 
+import blend
 import masks
 import metrics
+import search
 import utils
 from dataset import ImageFolder
 from model import DCGAN
@@ -77,9 +79,9 @@ def fill_dcgan(dcgan, images, batch_masks):
     for start in range(0, len(images), BATCH):
         numbers = range(len(images))[start : start + BATCH]
         batch = images[start : start + BATCH], batch_masks[start : start + BATCH]
-        *_, last = dcgan.complete(*batch, numbers, seed=SEED)
+        *_, last = search.complete(dcgan, *batch, numbers, seed=SEED)
         plain.append(last.generated)
-        refined.append(dcgan.refine(*batch, last.z, 10))
+        refined.append(search.refine(dcgan, *batch, last.z, 10))
     return np.concatenate(plain), np.concatenate(refined)
 
 
@@ -105,20 +107,20 @@ def main():
         numbers = range(len(images))
         batch_masks = np.stack([masks.make(kind, size, seed=(SEED, number), **options) for number in numbers])
 
-        def blend(fills, batch_masks=batch_masks):
-            return map(masks.poisson_blend, images, fills, batch_masks)
+        def blended(fills, batch_masks=batch_masks):
+            return map(blend.poisson, images, fills, batch_masks)
 
         mean = np.broadcast_to(pca[0].reshape(images[0].shape), images.shape)
         results = {
             f"Telea's inpainting, radius {RADIUS}": map(telea, images, batch_masks),
-            "mean training face, blended": blend(mean),
-            f"PCA, {components:,} components, blended": blend(fill_pca(images, batch_masks, *pca)),
+            "mean training face, blended": blended(mean),
+            f"PCA, {components:,} components, blended": blended(fill_pca(images, batch_masks, *pca)),
         }
         if dcgan:
             plain, refined = fill_dcgan(dcgan, images, batch_masks)
-            results["DCGAN, --blend none"] = dcgan.composite(images, batch_masks, plain).numpy()
-            results["DCGAN, the default"] = blend(plain)
-            results["DCGAN, --refine 10"] = blend(refined)
+            results["DCGAN, --blend none"] = search.composite(images, batch_masks, plain).numpy()
+            results["DCGAN, the default"] = blended(plain)
+            results["DCGAN, --refine 10"] = blended(refined)
         for method, filled in results.items():
             pairs = zip(map(utils.to_uint8, filled), truths, batch_masks[..., 0] == 0, strict=True)
             scores = np.mean([(metrics.psnr(*pair), metrics.ssim(*pair)) for pair in pairs], 0)

@@ -34,6 +34,7 @@ import tensorflow as tf
 import ops
 from dataset import ImageFolder
 from model import DCGAN
+from training import Run
 
 try:
     import benchmark_torch
@@ -55,11 +56,11 @@ REFERENCE = "step, float32"
 def our_step(batch_size, precision):
     """The compiled step of train(), as a function of no arguments that returns G's loss."""
     dcgan = DCGAN(**ARCHITECTURE, precision=precision)
-    dcgan.prepare_training(**TRAINING)
+    optimizers = dcgan.make_optimizers(**TRAINING)
     compiled = tf.function(dcgan.train_step)
     images = tf.random.uniform((batch_size, 64, 64, 3), -1, 1)
     z = tf.random.uniform((batch_size, 100), -1, 1)
-    return lambda: compiled(images, z)["g_loss"]
+    return lambda: compiled(images, z, 0, **optimizers)["g_loss"]
 
 
 def images_per_second(step, batch_size, count):
@@ -90,18 +91,22 @@ def machine():
     return ", ".join([*names[:1], f"{os.cpu_count()} cores", *versions])
 
 
-class TimedDCGAN(DCGAN):
-    """A DCGAN whose train() stops after every block of steps to time the others."""
+class TimedRun(Run):
+    """A run that stops after every block of steps to time the others."""
+
+    def __init__(self, *args, steps, others, **settings):
+        super().__init__(*args, **settings)
+        self.block, self.others, self.rounds, self.block_start = steps, others, [], time.monotonic()
 
     def evaluate(self, *args):
         """Left out: it is not of the step."""
 
-    def report(self, step, outputs, bar):
-        super().report(step, outputs, bar)
-        if step % self.steps:
+    def report(self, outputs, due, bar):
+        super().report(outputs, due, bar)
+        if self.dcgan.step % self.block:
             return
         float(outputs["g_loss"])
-        rates = {"train(), float32": self.steps * len(outputs["z"]) / (time.monotonic() - self.block_start)}
+        rates = {"train(), float32": self.block * self.batch_size / (time.monotonic() - self.block_start)}
         rates |= {name: measure() for name, measure in self.others.items()}
         self.rounds.append(rates)
         self.block_start = time.monotonic()
@@ -134,23 +139,14 @@ def main():
 
     count = args.blocks * args.steps * args.batch_size
     images = ImageFolder(args.dataset, 64, 3, train_size=count)
-    dcgan = TimedDCGAN(**ARCHITECTURE)
-    dcgan.others = {name: partial(images_per_second, step, args.batch_size, args.steps) for name, step in steps.items()}
-    dcgan.others |= {f"limit, {dtype}": partial(limit, dtype) for dtype in ("float32", "bfloat16")}
-    dcgan.steps, dcgan.rounds, dcgan.block_start = args.steps, [], time.monotonic()
+    others = {name: partial(images_per_second, step, args.batch_size, args.steps) for name, step in steps.items()}
+    others |= {f"limit, {dtype}": partial(limit, dtype) for dtype in ("float32", "bfloat16")}
+    settings = dict(epoch=-(-count // len(images)), batch_size=args.batch_size, **TRAINING, seed=0, flip=True)
     with tempfile.TemporaryDirectory() as home:
-        dcgan.train(
-            images,
-            epoch=-(-count // len(images)),
-            batch_size=args.batch_size,
-            **TRAINING,
-            seed=0,
-            flip=True,
-            checkpoint_dir=home,
-            sample_dir=home,
-            log_dir=home,
-        )
-    rounds = dcgan.rounds[1:]
+        settings |= dict(checkpoint_dir=home, sample_dir=home, log_dir=home)
+        run = TimedRun(DCGAN(**ARCHITECTURE), images, steps=args.steps, others=others, **settings)
+        run.train()
+    rounds = run.rounds[1:]
     print("\n| | images/s | of the float32 step | of the limit |\n|---|---|---|---|")
     for name in rounds[0]:
         ceiling = "limit, bfloat16" if "bfloat16" in name else "limit, float32"

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import utils
 
@@ -16,6 +17,47 @@ tf.config.set_logical_device_configuration(
 )
 ROOT = Path(__file__).resolve().parents[1]
 TINY = dict(image_size=16, c_dim=3, z_dim=5, gf_dim=8, df_dim=8)
+TINY_FLAGS = "--image_size 16 --z_dim 5 --gf_dim 8 --df_dim 8 --batch_size 4".split()
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def same_draws_for_each_test():
+    RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
+def values(variables):
+    return [v.numpy() for v in variables]
+
+
+def changed(before, variables):
+    return [not np.array_equal(b, v.numpy()) for b, v in zip(before, variables, strict=True)]
+
+
+def images(count, size=16, channels=3):
+    return RNG.uniform(-1, 1, (count, size, size, channels)).astype(np.float32)
+
+
+def zs(count, z_dim=5):
+    return RNG.uniform(-1, 1, (count, z_dim)).astype(np.float32)
+
+
+def center_hole(count):
+    mask = np.ones((count, 16, 16, 1), np.float32)
+    mask[:, 4:12, 4:12] = 0
+    return mask
+
+
+def compiled_step(dcgan, optimizers):
+    """A compiled training step: a function of images and z that counts the steps, as a run does."""
+    step = tf.function(dcgan.train_step)
+
+    def call(x, z):
+        outputs = step(x, z, tf.constant(dcgan.step, tf.int64), **optimizers)
+        dcgan.step += 1
+        return outputs
+
+    return call
 
 
 def command(script, *arguments):
@@ -89,3 +131,27 @@ def save_image(tmp_path):
         return path
 
     return save
+
+
+def events(directory):
+    """TensorBoard's record in a directory."""
+    accumulator = EventAccumulator(str(directory), size_guidance={"tensors": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """The folder in which a tiny model was trained: 10 images in batches of 4, for 6 epochs."""
+    home = tmp_path_factory.mktemp("trained")
+    rng = np.random.default_rng(0)
+    (home / "images").mkdir()
+    for i in range(10):
+        utils.write_image(home / "images" / f"{i}.png", rng.integers(0, 256, (16, 16, 3), np.uint8))
+    out = run("train-dcgan.py", "--dataset", "images", *TINY_FLAGS, "--epoch", 6, "--ema", 0.9, cwd=home)
+    assert (
+        out.stdout.splitlines()[-1] == "checkpoints/mine: 6 of 6 epochs done, step 12; a higher --epoch trains longer"
+    )
+    assert "device: " in out.stdout and "images: 10, in memory; steps an epoch: 2" in out.stdout
+    assert "about 1200 steps, --epoch 600, and" in out.stdout
+    return home

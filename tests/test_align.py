@@ -1,39 +1,29 @@
-"""Alignment, on the portrait of Eileen Collins (NASA, public domain) that ships with scikit-image."""
+"""align.py: the photos it finds, the names and the record of its crops, what is wrong, and interrupts."""
 
 import argparse
-import csv
-import functools
+import errno
 import multiprocessing
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
+
+import cli
 
 import cv2
-import dlib
 import numpy as np
 import pytest
-import skimage.data
-from conftest import ROOT, heed_sigint, one_line, run
+import test_faces
+from conftest import ROOT, heed_sigint, one_line
 from PIL import Image
+from test_faces import ASTRONAUT, NOISE, PORTRAIT, crops, read, record, run
 
 import align
+import faces
 import utils
 
-ASTRONAUT = skimage.data.astronaut()  # (512, 512, 3); her face, and below it what dlib takes for a second one
-PORTRAIT = ASTRONAUT[:240, 100:340].copy()  # her face alone
-NOISE = np.random.default_rng(0).integers(0, 256, (90, 80, 3), np.uint8)
-
-
-@pytest.fixture(scope="module")
-def models():
-    return align.load_models(align.find_predictor())
-
-
-run = functools.partial(run, "align.py")
+models, aligned = test_faces.models, test_faces.aligned
 
 
 @pytest.fixture
@@ -48,340 +38,34 @@ def run_here(models, monkeypatch, capsys):
         monkeypatch.setattr("sys.argv", ["align.py", *map(str, arguments)])
         monkeypatch.setattr(align, "in_parallel", answers)
         assert not align.main()
-        return capsys.readouterr().out
+        run.out, run.err = capsys.readouterr()
+        return run.out
 
     return run
 
 
-def record(output):
-    with open(output / "align.csv", newline="") as file:
-        return list(csv.DictReader(file))
+@pytest.fixture
+def refused(run_here, capsys):
+    """As `run_here`, of a command that ends with an error; returns the line that says so."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit, match="^2$"):
+            run_here(*arguments)
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith("align.py: error: ")
+        return line
+
+    return run
 
 
-def matrix_of(row):
-    return np.array([float(row[name]) for name in align.MATRIX]).reshape(2, 3)
-
-
-def crops(output):
-    return sorted(
-        str(path.relative_to(output)) for path in output.rglob("*") if path.is_file() and path.suffix != ".csv"
-    )
-
-
-def read(path):
-    with Image.open(path) as image:
-        return np.array(image)
-
-
-def apply(matrix, points):
-    return np.asarray(points) @ matrix[:, :2].T + matrix[:, 2]
-
-
-def rotation(degrees, shape, zoom=1.0):
-    """The 2x3 matrix that turns a photo about its centre and moves it into the middle of one `zoom` times as large."""
-    height, width = shape[:2]
-    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1)
-    matrix[:, 2] += (zoom - 1) / 2 * np.array([width, height])
-    return matrix, (round(width * zoom), round(height * zoom))
-
-
-def test_template_is_a_face_that_fills_its_box():
-    # the points of one half against those of the other, in iBUG's order: chin, brows, nose, eyes, mouth
-    mirror = [*range(16, -1, -1), *range(26, 16, -1), 27, 28, 29, 30, 35, 34, 33, 32, 31]
-    mirror += [45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40]
-    mirror += [54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55, 64, 63, 62, 61, 60, 67, 66, 65]
-    # its own axis leans a little; sixty of the numbers have a partner, and none is far from it
-    points = align.MINMAX_TEMPLATE.astype(float)
-    assert points.shape == (68, 2) and points.min(0).tolist() == [0, 0] and points.max(0).tolist() == [1, 1]
-    middle = np.polyfit(points[:, 1], (points[:, 0] + points[mirror, 0]) / 2, 1)
-    axis = np.polyval(middle, (points[:, 1] + points[mirror, 1]) / 2)
-    assert np.abs((points[:, 0] + points[mirror, 0]) / 2 - axis).max() < 0.025
-    assert np.abs(points[:, 1] - points[mirror, 1]).max() < 0.035
-    # from OpenFace's published numbers of the inner corner of an eye, and of the outermost points
-    x = (0.403718978315 - 0.0792396913815) / (0.971193274221 - 0.0792396913815)
-    y = (0.33867711083 - 0.182360984545) / (1.06080371126 - 0.182360984545)
-    np.testing.assert_allclose(points[39], [x, y], atol=1e-6)
-
-
-@pytest.mark.parametrize("which, three", [("innerEyesAndBottomLip", [39, 42, 57]), ("outerEyesAndNose", [36, 45, 33])])
-@pytest.mark.parametrize("size", [64, 96])
-def test_affine_is_the_solution_of_its_equations(which, three, size):
-    landmarks = np.random.default_rng(1).uniform(0, 500, (68, 2)).astype(np.float32)
-    template = align.TEMPLATE.astype(float)
-    low, high = template.min(0), template.max(0)
-    wanted = [[size * (template[i, k] - low[k]) / (high[k] - low[k]) for k in (0, 1)] for i in three]
-    equations = [[landmarks[i, 0], landmarks[i, 1], 1] for i in three]
-    solution = np.linalg.solve(np.float64(equations), np.float64(wanted)).T
-    np.testing.assert_allclose(align.affine(landmarks, size, which), solution, rtol=1e-4, atol=1e-5)
-
-
-def test_landmarks_on_one_line_have_no_map():
-    with pytest.raises(ValueError, match="one line"):
-        align.affine(np.stack([np.arange(68), np.arange(68)], -1), 64)
-
-
-def bilinear(pixels, matrix, size):
-    """The crop in plain float64 numpy, 0 outside, and whether each pixel of it needs only pixels with `pixels` > 0."""
-    inverse = np.linalg.inv(matrix[:, :2])
-    y, x = np.indices((size, size))
-    position = (np.stack([x, y], -1) - matrix[:, 2]) @ inverse.T
-    corner = np.floor(position).astype(int)
-    share = position - corner
-    padded = np.pad(pixels.astype(float), [(1, 1), (1, 1)] + [(0, 0)] * (pixels.ndim - 2))
-    total, whole = 0, np.ones((size, size), bool)
-    for dx, dy in np.ndindex(2, 2):
-        weight = np.abs(1 - dx - share[..., 0]) * np.abs(1 - dy - share[..., 1])
-        column = np.clip(corner[..., 0] + dx + 1, 0, padded.shape[1] - 1)
-        row = np.clip(corner[..., 1] + dy + 1, 0, padded.shape[0] - 1)
-        values = padded[row, column]
-        total = total + weight.reshape(weight.shape + (1,) * (pixels.ndim - 2)) * values
-        whole &= (weight == 0) | (values.reshape(size, size, -1) > 0).all(-1)
-    return total, whole
-
-
-MAPS = {
-    "larger": np.array([[1.31, 0.2, -11.3], [-0.17, 1.43, -20.7]]),
-    "smaller": np.array([[0.52, 0.05, 9.213], [-0.06, 0.53, 7.437]]),
-}
-
-
-@pytest.mark.parametrize("matrix", MAPS.values(), ids=MAPS)
-def test_warp_is_openfaces(matrix):
-    crop = align.warp(NOISE, matrix, 64)
-    np.testing.assert_array_equal(crop, cv2.warpAffine(NOISE, matrix, (64, 64)))
-    assert np.abs(crop - bilinear(NOISE, matrix, 64)[0]).mean() < 1  # OpenCV 4 rounds positions to 1/32 pixel
-
-
-@pytest.mark.parametrize("shrink", [2.2, 3.7, 8.1])
-def test_a_large_photo_is_averaged_down_in_place(shrink):
-    matrix = cv2.getRotationMatrix2D((0, 0), 20, 1 / shrink)
-    matrix[:, 2] = 32 - matrix[:, :2] @ [300, 300]
-    y, x = np.indices((600, 600))
-    ramp = np.stack([x * 0.4, y * 0.4, 255 - x * 0.4], -1).round().astype(np.uint8)
-    # averages of a ramp lie on the ramp, if each is taken to be at the middle of its box
-    crop = align.warp(ramp, matrix, 64)
-    position = (np.stack(np.indices((64, 64))[::-1], -1) - matrix[:, 2]) @ np.linalg.inv(matrix[:, :2]).T
-    inside = ((position > 10) & (position < 590)).all(-1)
-    assert inside.mean() > 0.5
-    expected = np.concatenate([position * 0.4, 255 - position[..., :1] * 0.4], -1)
-    error = (crop - expected)[inside]
-    # a quarter pixel off would be 0.1; that averages are rounded upwards is the same in a rising and a falling ramp
-    assert np.abs(error).max() < 1.01 and abs((error[:, 0] - error[:, 2]).mean() / 2) < 0.02
-    assert abs((error[:, 0] - error[:, 1]).mean()) < 0.02
-
-    board = np.repeat(255 * ((x + y) % 2)[..., None], 3, -1).astype(np.uint8)
-    assert align.warp(board, matrix, 64)[inside].std() < 15 < 40 < cv2.warpAffine(board, matrix, (64, 64))[inside].std()
-
-
-def transparent(pixels, hole, colour):
-    alpha = np.full(pixels.shape[:2] + (1,), 255, np.uint8)
-    pixels, alpha[hole] = pixels.copy(), 0
-    pixels[hole] = colour
-    return np.concatenate([pixels, alpha], -1)
-
-
-@pytest.mark.parametrize("matrix", MAPS.values(), ids=MAPS)
-def test_no_colour_leaks_from_under_transparency(matrix):
-    hole = np.zeros(NOISE.shape[:2], bool)
-    hole[20:50, 30:60] = True
-    hole[60, 40] = True
-    white, red = (align.warp(transparent(NOISE, hole, c), matrix, 64) for c in ([255, 255, 255], [255, 0, 0]))
-    np.testing.assert_array_equal(white, red)
-    opaque = white[..., 3] == 255
-    np.testing.assert_array_equal(opaque, bilinear(~hole, matrix, 64)[1])
-    assert 0.3 < opaque.mean() < 0.95
-    plain = align.warp(NOISE, matrix, 64)
-    np.testing.assert_array_equal(white[opaque][:, :3], plain[opaque])
-    assert (white[..., 3] == 0).any()
-
-
-def test_no_colour_leaks_where_a_large_photo_is_averaged_down():
-    photo = np.full((700, 700, 3), 90, np.uint8)
-    hole = np.zeros((700, 700), bool)
-    hole[333, 333] = True
-    matrix = np.array([[1 / 35, 0, 0], [0, 1 / 35, 0]])
-    crop = align.warp(transparent(photo, hole, [255, 255, 255]), matrix, 18)
-    inside = crop[1:-1, 1:-1]  # what lies partly outside of the photo is not opaque either
-    assert (crop[0, :, 3] < 255).all()
-    # one of the 1,225 pixels of a box: alpha rounds to 255 of itself
-    rows, columns = np.nonzero(inside[..., 3] == 254)
-    centres = np.stack([columns, rows], -1) * 35 + 35
-    assert 1 <= len(rows) <= 4 and np.abs(centres - 333).max() < 53
-    assert (inside[..., 3] >= 254).all() and (inside[..., :3] == 90).all()
-
-
-def test_half_transparency_stays_half():
-    photo = np.full((90, 80, 4), 128, np.uint8)
-    crop = align.warp(photo, np.array([[1.3, 0, -20], [0, 1.3, -20]]), 64)
-    assert np.abs(crop.astype(int) - 128).max() <= 1
-
-
-def test_crop_equals_openfaces_formula_on_the_same_landmarks(models):
-    detector, predictor = models
-    ((box, matrix, crop),) = align.align_photo(Image.fromarray(PORTRAIT), *models, size=96)
-    assert box.contains(dlib.point(120, 120))
-    points = np.float32([(p.x, p.y) for p in predictor(PORTRAIT, box).parts()])
-    three = np.array([39, 42, 57])
-    expected = cv2.getAffineTransform(points[three], 96 * align.MINMAX_TEMPLATE[three])
-    np.testing.assert_array_equal(matrix, expected)
-    np.testing.assert_array_equal(crop, cv2.warpAffine(PORTRAIT, expected, (96, 96)))
-
-
-def test_rotated_photo_and_landmarks_give_the_upright_crop(models):
-    detector, predictor = models
-    (box,) = align.find_faces(PORTRAIT, detector)
-    landmarks = align.find_landmarks(PORTRAIT, box, predictor)
-    upright = align.warp(PORTRAIT, align.affine(landmarks, 64), 64)
-    for degrees in (10, 35, 90, 180):
-        turn, size = rotation(degrees, PORTRAIT.shape, 1.5)
-        photo = cv2.warpAffine(PORTRAIT, turn, size, flags=cv2.INTER_CUBIC)
-        crop = align.warp(photo, align.affine(apply(turn, landmarks), 64), 64)
-        assert np.abs(crop.astype(int) - upright).mean() < 2.5
-    # what another crop would differ by
-    assert np.abs(np.roll(upright, 1, 1).astype(int) - upright).mean() > 5
-
-
-@pytest.mark.parametrize("degrees", [10, -10])
-def test_a_rotated_photo_is_found_again(models, degrees):
-    detector, predictor = models
-    turn, size = rotation(degrees, PORTRAIT.shape)
-    turned = cv2.warpAffine(PORTRAIT, turn, size)
-    for which, three in align.LANDMARKS.items():
-        ((box, _, _),) = align.align_photo(Image.fromarray(PORTRAIT), *models, landmarks=which)
-        landmarks = align.find_landmarks(PORTRAIT, box, predictor)
-        ((_, matrix, _),) = align.align_photo(Image.fromarray(turned), *models, landmarks=which)
-        places = apply(matrix, apply(turn, landmarks))[three]
-        assert np.linalg.norm(places - 64 * align.MINMAX_TEMPLATE[three], axis=-1).max() < 3
-
-
-def test_which_faces(models):
-    detector, _ = models
-    assert len(align.find_faces(ASTRONAUT, detector, "largest", 1)) == 1
-    every = align.find_faces(ASTRONAUT, detector, "all", 1)
-    assert len(every) == 2 and every == align.find_faces(ASTRONAUT, detector, "only", 1)
-    assert every[0].contains(dlib.point(220, 120))
-
-    small = cv2.resize(PORTRAIT, (120, 120), interpolation=cv2.INTER_AREA)  # a face of 45 pixels
-    assert not align.find_faces(small, detector, "largest", 0) and not align.find_faces(small, detector, "all", 0)
-    (box,) = align.find_faces(small, detector, "largest", 1)
-    assert 30 < box.width() < 70  # in pixels of the photo itself
-    # of two faces the larger, though the smaller is found first or surer
-    pair = np.zeros((480, 720, 3), np.uint8)
-    pair[:240, :240] = PORTRAIT
-    pair[:, 240:] = cv2.resize(PORTRAIT, (480, 480))
-    (box,) = align.find_faces(pair, detector)
-    assert box.left() > 240 and box.width() > 130
-    assert len(align.find_faces(pair, detector, "all", 0)) == 2
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 400), (400, 1), (7, 7)])
-def test_tiny_photos_show_no_face(models, shape):
-    assert align.align_photo(Image.new("RGB", shape), *models) == []
-
-
-def test_nothing_under_transparency_decides_on_the_face(models):
-    hole = np.zeros(PORTRAIT.shape[:2], bool)
-    hole[130:170, 100:150] = True
-    photos = [Image.fromarray(transparent(PORTRAIT, hole, colour)) for colour in ([255] * 3, NOISE[0, 0])]
-    results = [align.align_photo(photo, *models) for photo in photos]
-    ((_, first, crop), (_, second, other)) = (result for (result,) in results)
-    np.testing.assert_array_equal(first, second)
-    np.testing.assert_array_equal(crop, other)
-    assert crop.shape == (64, 64, 4) and 0.05 < (crop[..., 3] == 0).mean() < 0.6
-    # alpha without any transparency is none
-    ((_, _, crop),) = align.align_photo(Image.fromarray(PORTRAIT).convert("RGBA"), *models)
-    assert crop.shape == (64, 64, 3)
-
-
-@pytest.fixture(scope="module")
-def aligned(tmp_path_factory):
-    """A folder of all kinds of photos, and what align.py makes of it with --faces only: (folder, output, process)."""
-    folder = tmp_path_factory.mktemp("photos")
-    portrait = Image.fromarray(PORTRAIT)
-    for name in ("sub/deep/portrait.png", "portrait.webp", "sub/portrait.bmp"):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        portrait.save(folder / name, **({"lossless": True} if name.endswith("webp") else {}))
-    exif = Image.Exif()
-    exif[0x0112] = 6  # stored rotated by 90 degrees counter-clockwise
-    Image.fromarray(np.rot90(PORTRAIT)).save(folder / "rotated.png", exif=exif)
-    portrait.convert("L").save(folder / "grey.png")
-    Image.fromarray(np.asarray(portrait.convert("L")).astype(np.uint16) * 257).save(folder / "deep.png")
-    portrait.convert("CMYK").save(folder / "cmyk.jpg", quality=95)
-    hole = np.zeros(PORTRAIT.shape[:2], bool)
-    hole[:, 160:] = True
-    Image.fromarray(transparent(PORTRAIT, hole, [0, 255, 0])).save(folder / "damaged.png")
-
-    Image.fromarray(ASTRONAUT).save(folder / "two.png")
-    Image.fromarray(NOISE).save(folder / "none.png")
-    portrait.save(folder / "truncated.jpg")
-    (folder / "truncated.jpg").write_bytes((folder / "truncated.jpg").read_bytes()[:3000])
-    (folder / "text.png").write_text("no image")
-    (folder / "empty.jpg").write_bytes(b"")
-    (folder / "notes.txt").write_text("not looked at")
-    Image.new("1", (10000, 9000)).save(folder / "bomb.png")
-    output = folder / "aligned"
-    return folder, output, run(folder, output, "--faces", "only")
-
-
-def test_every_kind_of_photo_has_its_row(aligned):
-    folder, output, done = aligned
-    good = ["cmyk", "damaged", "deep", "grey", "portrait", "rotated", "sub/deep/portrait", "sub/portrait"]
-    assert crops(output) == [f"{name}.png" for name in good]
-    rows = {str(Path(row["source"]).relative_to(folder)): row for row in record(output)}
-    assert {row["output"] for row in rows.values() if row["status"] == "aligned"} == set(crops(output))
-    status = {name: row["status"] for name, row in rows.items() if row["status"] != "aligned"}
-    assert status.pop("two.png") == "several faces" and status.pop("none.png") == "no face"
-    why = {"truncated.jpg": "truncated", "text.png": "cannot identify", "empty.jpg": "cannot", "bomb.png": "10000x9000"}
-    assert status.keys() == why.keys() and len(rows) == 8 + 2 + 4
-    for name in why:
-        assert status[name].startswith("unreadable: ") and why[name] in status[name]
-        assert f"skipped {folder / name}: {status[name]}" in done.stderr
-        assert rows[name]["output"] == "" == rows[name]["m00"]
-    assert done.stdout.splitlines() == [
-        f"{output}: 8 faces aligned in 8 of 14 photos, 0 already done, 1 no face, 1 several faces, 4 unreadable"
-    ]
-
-
-def test_one_face_in_every_format_is_one_crop(aligned):
-    folder, output, _ = aligned
-    portrait = read(output / "portrait.png")
-    assert portrait.shape == (64, 64, 3)
-    for name in ("rotated.png", "sub/portrait.png", "sub/deep/portrait.png"):
-        np.testing.assert_array_equal(read(output / name), portrait)
-    np.testing.assert_array_equal(read(output / "deep.png"), read(output / "grey.png"))
-    matrices = {row["output"]: matrix_of(row) for row in record(output) if row["output"]}
-    for name in ("grey.png", "cmyk.png"):  # the landmarks may be a pixel off
-        assert np.abs(apply(matrices[name], [[120, 120]]) - apply(matrices["portrait.png"], [[120, 120]])).max() < 3
-    luma = PORTRAIT @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
-    grey, cmyk = (cv2.warpAffine(p, matrices[n], (64, 64)) for p, n in ((luma, "grey.png"), (PORTRAIT, "cmyk.png")))
-    assert np.abs(read(output / "grey.png") - grey[..., None]).max() < 2
-    assert np.abs(read(output / "cmyk.png").astype(int) - cmyk).mean() < 4
-    damaged = read(output / "damaged.png")
-    assert damaged.shape == (64, 64, 4) and set(np.unique(damaged[..., 3])) >= {0, 255}
-    # training reads what is made here
-    assert all(utils.read_image(path, 64, 3).shape == (64, 64, 3) for path in utils.find_images(output))
-
-
-def test_the_record_leads_back_into_the_photo(aligned, models):
-    folder, output, _ = aligned
-    rows = {Path(row["source"]).name: row for row in record(output) if row["status"] == "aligned"}
-    for name in ("portrait.webp", "rotated.png"):
-        row = rows[name]
-        crop = cv2.warpAffine(PORTRAIT, matrix_of(row), (64, 64))  # of the upright photo
-        np.testing.assert_array_equal(crop, read(output / row["output"]))
-        assert (row["size"], row["faces"], row["landmarks"], row["face"]) == (
-            "64",
-            "only",
-            "innerEyesAndBottomLip",
-            "0",
-        )
-    (box,) = align.find_faces(PORTRAIT, models[0], "only")
-    assert [int(rows["portrait.webp"][name]) for name in align.BOX] == [
-        box.left(),
-        box.top(),
-        box.right(),
-        box.bottom(),
-    ]
+@pytest.fixture
+def out(tmp_path, save_image, run_here, monkeypatch):
+    """OUTPUT with the crop of in/a.png, in the working directory."""
+    (tmp_path / "in").mkdir()
+    save_image("in/a.png", PORTRAIT)
+    monkeypatch.chdir(tmp_path)
+    run_here("in", "out")
+    return tmp_path / "out"
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
@@ -396,11 +80,8 @@ def test_a_second_run_does_what_is_missing_and_no_more(aligned, run_here):
     assert (output / "deep.png").read_bytes() == b"kept as it is"
     assert record(output) == before
     # what another command would add to it has to be of the same kind
-    for flag, value, kept in (
-        ("size", 32, 64),
-        ("landmarks", "outerEyesAndNose", "innerEyes"),
-        ("faces", "all", "only"),
-    ):
+    others = ("size", 32, 64), ("landmarks", "outerEyesAndNose", "innerEyes"), ("faces", "all", "only")
+    for flag, value, kept in others:
         flags = {"faces": "only"} | {flag: value}
         done = run(folder, output, *(f"--{name}={flags[name]}" for name in flags), status=2)
         one_line(done, f"--{flag} {value}", str(kept), "another OUTPUT")
@@ -430,31 +111,43 @@ def test_all_faces_are_numbered_and_resumed(tmp_path, run_here):
     assert crops(tmp_path / "out") == ["a_0.png"] and len(record(tmp_path / "out")) == 1
 
 
+STOPPED = """
+import os, sys, align
+
+def replace(draft, path, real=os.replace, crops=[]):
+    crops += [path] * str(path).endswith(".png")
+    if len(crops) == 4:
+        os.killpg(0, {number})
+    real(draft, path)
+
+os.replace = replace
+sys.exit(align.main())
+"""
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_run_goes_on(tmp_path, run_here, number):
+def test_an_interrupted_run_goes_on(tmp_path, run_here, monkeypatch, number):
     (tmp_path / "in").mkdir()
     for i in range(40):
         Image.fromarray(PORTRAIT).save(tmp_path / f"in/{i:02d}.bmp")
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "align.py", "in", "out", "--workers", "2"],
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    # Ctrl-C reaches all processes of a terminal; here when the fourth crop is about to take its place
+    process = subprocess.run(
+        [sys.executable, "-c", STOPPED.format(number=int(number)), "in", "out", "--workers", "2"],
         cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
         start_new_session=True,
         preexec_fn=heed_sigint,
     )
-    while len(list(tmp_path.glob("out/*.png"))) < 3:
-        assert process.poll() is None
-        time.sleep(0.002)
-    # Ctrl-C reaches all processes of a terminal
-    os.killpg(process.pid, number)
-    out, err = process.communicate(timeout=60)
     left = crops(tmp_path / "out")
-    if number == signal.SIGINT:
-        assert process.returncode == 130 and "the same command goes on" in out and "Traceback" not in err
-        assert sorted(row["output"] for row in record(tmp_path / "out")) == left
     count = len([name for name in left if name.endswith(".png")])
+    if number == signal.SIGINT:
+        assert process.returncode == 130 and "the same command goes on" in process.stdout
+        assert "Traceback" not in process.stderr
+        assert sorted(row["output"] for row in record(tmp_path / "out")) == left
+    else:
+        assert len(left) == count + 1  # its draft
     assert 3 <= count < 40
     done = run_here(tmp_path / "in", tmp_path / "out")
     assert f"{40 - count} faces aligned in {40 - count} of 40 photos, {count} already done" in done
@@ -462,13 +155,19 @@ def test_an_interrupted_run_goes_on(tmp_path, run_here, number):
     assert [row["output"] for row in record(tmp_path / "out")] == [f"{i:02d}.png" for i in range(40)]
 
 
+def test_ctrl_c_while_packages_are_imported_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "tqdm.py").write_text("raise KeyboardInterrupt")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert run("in", "out", status=-signal.SIGINT).stderr == "align.py: stopped\n"
+
+
 def test_a_killed_worker_is_one_line(tmp_path, save_image):
     save_image("0.bmp", PORTRAIT)
     save_image("1.bmp", cv2.resize(ASTRONAUT, (4000, 4000)))
     args = argparse.Namespace(size=64, faces="largest", landmarks="innerEyesAndBottomLip", upsample=1, workers=2)
-    args.predictor, args.output = align.find_predictor(), tmp_path
-    with pytest.raises(utils.UserError, match="killed.*--workers 1.*1.bmp"):
-        for rows in align.in_parallel(((str(tmp_path / f"{i}.bmp"), str(i)) for i in [0] * 8 + [1] * 8), args):
+    args.predictor, args.output = faces.find_predictor(), tmp_path
+    with pytest.raises(cli.UserError, match="killed.*--workers 1.*1.bmp"):
+        for rows in align.in_parallel(((str(tmp_path / f"{i}.bmp"), str(i)) for i in [0] * 4 + [1] * 8), args):
             assert rows[0]["status"] == "aligned"
             for worker in multiprocessing.active_children():
                 worker.kill()
@@ -486,7 +185,7 @@ def test_names_of_crops():
     assert names == {"/x/a.jpg": "a.jpg", "/x/a.png": "a.png", "/x/A.webp": "A.webp", "/y/b.png": "b"}
     assert align.name_crops(dict(reversed(crowd.items()))) == names
     for pair in (("x/b.png", "y/b.png"), ("x/b.png", "y/B.png"), ("x/b.jpg", "x/b.jpg.png", "x/b.png")):
-        with pytest.raises(utils.UserError, match="INPUT /.*would both be"):
+        with pytest.raises(cli.UserError, match="INPUT /.*would both be"):
             align.name_crops(photos(*pair))
 
 
@@ -514,7 +213,7 @@ def test_find_photos(tmp_path, folder):
     found = align.find_photos([folder, folder / "a/2.png"], inside)
     assert found == {str(folder / f"{'ab'[i % 2]}/{i}.png"): f"{'ab'[i % 2]}/{i}.png" for i in range(10)}
     for inputs, output in (([folder], folder), ([folder / "a"], folder), ([folder / "a/0.png"], folder / "a")):
-        with pytest.raises(utils.UserError, match="lies in OUTPUT"):
+        with pytest.raises(cli.UserError, match="lies in OUTPUT"):
             align.find_photos(inputs, output)
 
 
@@ -533,6 +232,132 @@ def test_record_cut_short(tmp_path):
     assert row["output"] == "q_0.png"
 
 
+def rewrite(folder, **cells):
+    """Change cells of a record of one row by hand."""
+    align.write_record(folder / "align.csv", {"": [record(folder)[0] | cells]})
+    return (folder / "align.csv").read_bytes()
+
+
+ELSEWHERE = ["../x/y.png", "{}/x/y.png", "sub/y.png", "link.png", "notes.txt", "in/../a.png", "\0.png"]
+
+
+@pytest.mark.parametrize("place", ELSEWHERE)
+def test_a_record_of_crops_elsewhere_is_refused(tmp_path, out, refused, place):
+    (tmp_path / "x").mkdir()
+    (out / "sub").symlink_to("../x")
+    (out / "link.png").symlink_to("../x/y.png")
+    victims = tmp_path / "x/y.png", out / "notes.txt"
+    for victim in victims:
+        victim.write_text("kept")
+    before = rewrite(out, output=place.format(tmp_path))
+    for flags in ([], ["--overwrite"], ["--overwrite", "--faces", "all"]):
+        line = refused("in", "out", *flags)
+        assert "out/align.csv: not a record of align.py's" in line and "choose another OUTPUT" in line
+    assert (out / "align.csv").read_bytes() == before
+    assert [victim.read_text() for victim in victims] == ["kept", "kept"] and os.listdir(tmp_path / "x") == ["y.png"]
+
+
+@pytest.mark.parametrize(
+    "cells, words",
+    [
+        (dict(faces="odd"), "--faces largest: OUTPUT out holds crops of --faces odd"),
+        (dict(size="1\n2"), "--size 64: OUTPUT out holds crops of --size 1 2"),
+        (dict(landmarks="odd"), "out/a.png: is there already"),
+        (dict(source="other"), "out/a.png: is there already, made of other"),
+        (dict(face="odd"), "1 already done"),
+    ],
+)
+def test_an_odd_row_of_the_record_is_one_line(out, run_here, refused, cells, words):
+    rewrite(out, **cells)
+    command = run_here if "face" in cells else refused  # which does no harm
+    assert words in command("in", "out")
+    with open(out / "align.csv", "a") as file:
+        file.write("a,b.png,aligned,0,,,,,,,,,,,64,largest,outerEyesAndNose,a cell too many\n")
+    assert "out/align.csv: not a record of align.py's (an odd row, of a); choose" in refused("in", "out")
+
+
+def test_nothing_goes_through_a_link(tmp_path, out, run_here, refused, save_image):
+    victim, elsewhere = tmp_path / "victim", tmp_path / "elsewhere"
+    victim.write_text("kept")
+    elsewhere.mkdir()
+    for name in ("a.png.draft", "b.png.draft", "align.csv.draft", f".{os.getpid()}.draft"):
+        (out / name).symlink_to(victim)
+    (tmp_path / "named").symlink_to("out")  # OUTPUT itself may be one
+    save_image("in/b.png", PORTRAIT)
+    assert "2 faces" in run_here("in", "named", "--overwrite")
+    assert not (out / "b.png").is_symlink()
+
+    (tmp_path / "in/sub").mkdir()
+    save_image("in/sub/c.png", PORTRAIT)
+    (out / "sub").symlink_to(elsewhere)
+    assert "out/sub/c.png: does not lie in out, or is a link" in refused("in", "out", "--overwrite")
+    (out / "a.png").unlink()
+    (out / "a.png").symlink_to(victim)
+    assert "out/a.png: does not lie in out, or is a link" in refused("in/a.png", "out", "--overwrite")
+    (out / "align.csv").rename(tmp_path / "record")
+    (out / "align.csv").symlink_to(tmp_path / "record")
+    before = (tmp_path / "record").read_bytes()
+    line = refused("in/b.png", "out", "--overwrite")
+    assert "out/align.csv: not a record" in line and "is a link" in line and "choose another OUTPUT" in line
+    assert (tmp_path / "record").read_bytes() == before
+    assert victim.read_text() == "kept" and not os.listdir(elsewhere)
+
+
+def test_a_loop_of_links_is_no_photo(tmp_path, out, run_here, refused):
+    (tmp_path / "in/loop.png").symlink_to("loop.png")
+    assert "1 faces aligned in 1 of 1 photos" in run_here("in", "out", "--overwrite")
+    assert "INPUT in/loop.png: no such file or folder" in refused("in/loop.png", "out")
+    assert "OUTPUT in/loop.png: cannot be written" in refused("in/a.png", "in/loop.png")
+
+
+def test_a_long_name_does_not_end_the_run(out, run_here, save_image):
+    name = "a" * 250  # of a file, 255 bytes at most
+    save_image(f"in/{name}.bmp", PORTRAIT)
+    assert "1 faces aligned in 1 of 2 photos, 1 already done" in run_here("in", "out")
+    assert crops(out) == ["a.png", f"{name}.png"]
+    assert "1 faces aligned in 1 of 2 photos" in run_here("in", "all", "--faces", "all")
+    assert [row["status"][:30] for row in record(out.parent / "all")] == ["aligned", "unreadable: file name too long"]
+    assert f"{name}.bmp: unreadable: file name too long" in run_here.err and crops(out.parent / "all") == ["a_0.png"]
+
+
+def test_the_faces_that_are_not_taken_are_told(out, run_here, save_image):
+    save_image("in/two.png", np.hstack([PORTRAIT, PORTRAIT]))
+    run_here("in", "out", "--overwrite")
+    assert run_here.err.count("took") == 1
+    assert f"{out.parent}/in/two.png: took the largest of 2 faces; --faces all takes them all\n" in run_here.err
+    assert [row["status"] for row in record(out)] == ["aligned"] * 2
+    run_here("in", "all", "--faces", "all")
+    assert "took" not in run_here.err
+
+
+def test_after_two_dashes_all_are_files(out, run_here, save_image):
+    save_image("-dash.png", PORTRAIT)
+    run_here("--size", 32, "--", "-dash.png", "new")
+    run_here("in/a.png", "--", "-dash.png", "-new")
+    assert crops(out.parent / "new") == ["-dash.png"] and crops(out.parent / "-new") == ["-dash.png", "a.png"]
+
+
+FILES = [(utils, "x", "align.csv"), (align, "a", "align.csv"), (utils, "xb", "b.png")]
+
+
+@pytest.mark.parametrize("module, mode, name", FILES)
+def test_a_full_disk_is_one_line(out, run_here, refused, save_image, monkeypatch, module, mode, name):
+    def full(path, as_what="r", **options):
+        file = open(path, as_what, **options)
+        if as_what == mode:
+            with open("/dev/full", "wb") as device:
+                os.dup2(device.fileno(), file.fileno())
+        return file
+
+    before = (out / "align.csv").read_bytes()
+    save_image("in/b.png", PORTRAIT)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "open", full, raising=False)
+        assert f"out/{name}: cannot be written ({os.strerror(errno.ENOSPC)})" in refused("in", "out")
+    assert crops(out) == ["a.png"] and (out / "align.csv").read_bytes().startswith(before)
+    assert "1 faces aligned in 1 of 2 photos, 1 already done" in run_here("in", "out")
+
+
 @pytest.mark.parametrize(
     "flags, words",
     [
@@ -547,6 +372,7 @@ def test_record_cut_short(tmp_path):
         (["images", "out", "--predictor", "nowhere.dat"], ["--predictor nowhere.dat", "pip install"]),
         (["images", "out", "--predictor", "half.dat"], ["--predictor half.dat", "pip install"]),
         (["images", "out", "--size", "0"], ["--size", "from 1"]),
+        (["images", "out", "--size", "4097"], ["--size", "from 1 to 4096"]),
         (["images", "out", "--faces", "both"], ["--faces", "largest"]),
         (["images", "out", "--upsample", "9"], ["--upsample", "0 to 4"]),
         (["images"], ["OUTPUT"]),
@@ -556,7 +382,7 @@ def test_errors(tmp_path, save_image, flags, words):
     for name in ("empty", "images", "taken", "odd"):
         (tmp_path / name).mkdir()
     (tmp_path / "file").write_text("no folder")
-    with open(align.find_predictor(), "rb") as file:
+    with open(faces.find_predictor(), "rb") as file:
         (tmp_path / "half.dat").write_bytes(file.read(1_000_000))
     (tmp_path / "odd/align.csv").write_text("other,columns\n1,2\n")
     for name in ("images", "taken"):
@@ -570,24 +396,3 @@ def test_nothing_aligned_is_an_error(tmp_path, save_image):
     done = run("none.png", tmp_path / "out", cwd=tmp_path, status=2)
     assert "0 faces aligned in 0 of 1 photos, 0 already done, 1 no face" in done.stdout
     assert "INPUT none.png: nothing was aligned" in done.stderr.splitlines()[-1]
-
-
-def test_a_missing_predictor_is_one_line(monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(utils.UserError, match="pip install face_recognition_models"):
-        align.find_predictor()
-
-
-def test_slow_modules_wait_for_work():
-    code = f"""if True:
-        import runpy, sys
-        sys.argv = ["align.py", "--help"]
-        try:
-            runpy.run_path(r"{ROOT / "align.py"}", run_name="__main__")
-        finally:
-            assert not {{"tensorflow", "cv2", "dlib"}} & set(sys.modules)
-    """
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and "usage" in done.stdout
-    source = (ROOT / "align.py").read_text() + (ROOT / "utils.py").read_text()
-    assert "import tensorflow" not in source

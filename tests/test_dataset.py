@@ -1,3 +1,5 @@
+import cli
+
 import numpy as np
 import pytest
 
@@ -83,14 +85,14 @@ def test_when_more_than_a_tenth_breaks_that_is_an_error(folder, capfd):
     assert len(epoch(images, batch_size=5)) == len(epoch(images, 1, batch_size=5)) == 10
     assert capfd.readouterr().err.count("skipped") == 1  # said once, not each epoch
     broken[1].write_text("no image")
-    with pytest.raises(utils.UserError, match="--dataset: 2 of its 10 images can no longer be read, such as "):
+    with pytest.raises(cli.UserError, match="--dataset: 2 of its 10 images can no longer be read, such as "):
         epoch(images, 2, batch_size=5)
     assert f"skipped {broken[1]}" in capfd.readouterr().err
 
 
 def test_folder_without_images(tmp_path, broken):
-    with pytest.raises(utils.UserError, match="--dataset.*none of its 1 images"):
+    with pytest.raises(cli.UserError, match="--dataset.*none of its 1 images"):
         ImageFolder(tmp_path, 16, 3)
     broken.unlink()
-    with pytest.raises(utils.UserError, match="--dataset.*holds no images"):
+    with pytest.raises(cli.UserError, match="--dataset.*holds no images"):
         ImageFolder(tmp_path, 16, 3)

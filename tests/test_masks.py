@@ -1,3 +1,5 @@
+import cli
+
 import numpy as np
 import pytest
 
@@ -60,7 +62,7 @@ def test_random_mask_hides_its_fraction_differently_for_each_seed():
     ],
 )
 def test_mask_of_nothing(options, problem):
-    with pytest.raises(utils.UserError, match=problem):
+    with pytest.raises(cli.UserError, match=problem):
         masks.make(size=64, **options)
 
 
@@ -81,14 +83,21 @@ def test_known_after_resize_are_the_pixels_that_no_hidden_one_reaches(shape):
     assert 0 < reached.mean() < 1
 
 
+def read_mask(path, size, side):
+    return masks.fit_hidden(masks.read_hidden(path), size, side)
+
+
 def test_mask_files(save_image):
+    def transparent(path):
+        return masks.transparent(utils.open_image(path), 32)
+
     white = np.zeros((32, 32), np.uint8)
     white[8:16, 4:8] = 200
-    np.testing.assert_array_equal(masks.read_mask(save_image("m.png", white), 32, 32)[..., 0], white == 0)
+    np.testing.assert_array_equal(read_mask(save_image("m.png", white), 32, 32)[..., 0], white == 0)
     rgba = np.full((32, 32, 4), 255, np.uint8)
     rgba[..., 3] -= white // 100
-    np.testing.assert_array_equal(masks.read_alpha(save_image("a.png", rgba), 32)[..., 0], white == 0)
-    assert masks.read_alpha(save_image("rgb.png", rgba[..., :3]), 32).all()
+    np.testing.assert_array_equal(transparent(save_image("a.png", rgba))[..., 0], white == 0)
+    assert transparent(save_image("rgb.png", rgba[..., :3])).all()
 
 
 @pytest.mark.parametrize(
@@ -98,7 +107,7 @@ def test_a_mask_of_another_size_than_the_photo_hides_all_it_covers(save_image, p
     """What is under the mask, laid over the photo, reaches no pixel that counts as known."""
     white = np.zeros(mask, np.uint8)
     white[mask[0] // 4 : mask[0] // 2, mask[1] // 8 : mask[1] // 2] = 255
-    known = masks.read_mask(save_image("m.png", white), 32, min(photo))[..., 0] == 1
+    known = read_mask(save_image("m.png", white), 32, min(photo))[..., 0] == 1
     covered = np.zeros(photo, bool)
     part = (np.array(photo) / mask)[:, None] * [[mask[0] // 4, mask[0] // 2], [mask[1] // 8, mask[1] // 2]]
     (top, left), (bottom, right) = np.floor(part[:, 0]).astype(int), np.ceil(part[:, 1]).astype(int)
@@ -110,7 +119,7 @@ def test_a_mask_of_another_size_than_the_photo_hides_all_it_covers(save_image, p
     assert (first != second).any() and known.mean() > 0.5
 
     layer = np.dstack([np.full((*mask, 3), 255, np.uint8), white])  # white on a transparent layer
-    np.testing.assert_array_equal(masks.read_mask(save_image("l.png", layer), 32, min(photo))[..., 0] == 1, known)
+    np.testing.assert_array_equal(read_mask(save_image("l.png", layer), 32, min(photo))[..., 0] == 1, known)
 
 
 def test_pixelate_is_what_the_loss_compares():
@@ -130,45 +139,3 @@ def test_weights_against_a_direct_double_loop():
         near = [(j, i) for j, i in near if (j, i) != (y, x) and 0 <= j < 12 and 0 <= i < 12]
         expected[y, x] = np.mean([1 - mask[j, i, 0] for j, i in near])
     np.testing.assert_allclose(masks.neighbour_weights(mask, window=5)[..., 0], expected, atol=1e-6)
-
-
-def dense_poisson(image, generated, mask):
-    """Least squares over all pairs of neighbours that are not both known, written out in full."""
-    height, width = mask.shape[:2]
-    rows, targets = [], []
-    for y in range(height):
-        for x in range(width):
-            for j, i in ((y + 1, x), (y, x + 1)):
-                if j < height and i < width and not (mask[y, x, 0] and mask[j, i, 0]):
-                    row = np.zeros((height, width))
-                    row[y, x], row[j, i] = 1, -1
-                    rows.append(row.ravel())
-                    targets.append(generated[y, x] - generated[j, i])
-    known = mask.ravel() == 1
-    matrix, target = np.array(rows), np.array(targets)
-    target = target - matrix[:, known] @ image.reshape(-1, image.shape[2])[known]
-    result = image.copy().reshape(-1, image.shape[2])
-    result[~known] = np.linalg.lstsq(matrix[:, ~known], target, rcond=None)[0]
-    return result.reshape(image.shape)
-
-
-@pytest.mark.parametrize("kind", ["center", "left", "grid", "random"])
-def test_poisson_against_a_dense_solve(kind):
-    mask = masks.make(kind, 12, fraction=0.7)
-    image, generated = RNG.uniform(-1, 1, (2, 12, 12, 3)).astype(np.float32)
-    blended = masks.poisson_blend(image, generated, mask)
-    np.testing.assert_allclose(blended, dense_poisson(image, generated, mask), atol=1e-5)
-    np.testing.assert_array_equal(blended[mask[..., 0] == 1], image[mask[..., 0] == 1])
-
-
-def test_poisson_recovers_the_image_from_its_gradients_without_looking_under_the_hole():
-    mask = masks.make("random", 16, fraction=0.6)
-    image = RNG.uniform(-1, 1, (16, 16, 1)).astype(np.float32)
-    damaged = np.where(mask, image, np.nan)
-    np.testing.assert_allclose(masks.poisson_blend(damaged, image + 0.7, mask), image, atol=1e-5)
-
-
-def test_poisson_without_anything_known():
-    image, generated = RNG.uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
-    np.testing.assert_array_equal(masks.poisson_blend(image, generated, np.zeros((16, 16, 1))), generated)
-    np.testing.assert_array_equal(masks.poisson_blend(image, generated, np.ones((16, 16, 1))), image)

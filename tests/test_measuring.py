@@ -8,9 +8,11 @@ import pytest
 import skimage.metrics
 from conftest import run
 
+import blend
+import checkpoint
 import masks
+import search
 import utils
-from model import save
 
 
 def table(done):
@@ -45,8 +47,8 @@ def test_baselines(tmp_path, tiny_dcgan):
         path.parent.mkdir(exist_ok=True)
         utils.write_image(path, face)
     dcgan = tiny_dcgan()
-    save(dcgan.inference_state(), tmp_path / "model", 1)
-    utils.write_json(tmp_path / "model" / "config.json", {"architecture": dcgan.architecture})
+    checkpoint.save(tmp_path / "model", dcgan.networks, {"step": 1}, {})
+    checkpoint.write_config(tmp_path / "model", {"architecture": dcgan.architecture})
     flags = ["--dataset", tmp_path / "training", "--images", tmp_path / "test", "--checkpointDir", tmp_path / "model"]
     rows = table(run("tests/baselines.py", *flags))
 
@@ -59,8 +61,8 @@ def test_baselines(tmp_path, tiny_dcgan):
     expected = {name: [] for name in rows}
     for kind, options in {"center": {}, "random": {"fraction": 0.8}, "left": {}}.items():
         holes = np.stack([masks.make(kind, 16, seed=(0, i), **options) for i in range(3)])
-        *_, last = dcgan.complete(images, holes, range(3), seed=0)
-        refined = dcgan.refine(images, holes, last.z, 10)
+        *_, last = search.complete(dcgan, images, holes, range(3), seed=0)
+        refined = search.refine(dcgan, images, holes, last.z, 10)
         pairs = {name: [] for name in rows}
         for i, (truth, image, hole) in enumerate(zip(truths, images, holes, strict=True)):
             known = np.broadcast_to(hole == 1, image.shape).ravel()
@@ -77,7 +79,7 @@ def test_baselines(tmp_path, tiny_dcgan):
             }
             for name, fill in filled.items():
                 if name not in ("Telea's inpainting, radius 3", "DCGAN, --blend none"):
-                    fill = masks.poisson_blend(image, np.float32(fill), hole)
+                    fill = blend.poisson(image, np.float32(fill), hole)
                 whole = utils.to_uint8(np.where(hole == 1, image, fill))
                 pairs[name].append((whole, truth, hole[..., 0] == 0))
         for name, each in pairs.items():

@@ -4,12 +4,15 @@ import contextlib
 import json
 import runpy
 
+import cli
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import ROOT, TINY, one_line, run
 from PIL import Image
 
+import checkpoint
 import utils
 from model import DCGAN
 
@@ -114,7 +117,7 @@ def test_the_networks_compute_what_the_original_computed(tmp_path, sizes, scopes
     dcgan = DCGAN.load(tmp_path)
     size, c_dim = sizes["size"], sizes["c_dim"]
     assert dcgan.architecture == dict(image_size=size, c_dim=c_dim, z_dim=5, gf_dim=8, df_dim=8, ema=0.0)
-    assert int(dcgan.step) == 1002
+    assert dcgan.step == 1002
 
     z = RNG.uniform(-1, 1, (4, 5)).astype(np.float32)
     x = RNG.uniform(-1, 1, (4, size, size, c_dim)).astype(np.float32)
@@ -155,7 +158,7 @@ def test_the_published_model_fits(tmp_path):
     write(tmp_path, shapes)
     dcgan = DCGAN.load(tmp_path)
     assert dcgan.architecture == dict(image_size=64, c_dim=3, z_dim=100, gf_dim=64, df_dim=64, ema=0.0)
-    assert int(dcgan.step) == 60502
+    assert dcgan.step == 60502
     values = [float(np.unique(v).item()) for v in dcgan.generator.variables + dcgan.discriminator.variables]
     assert sorted(values) == list(range(len(shapes)))
 
@@ -188,7 +191,7 @@ def test_other_networks_are_told_by_the_first_variable_that_does_not_fit(tmp_pat
     write(tmp_path, tiny())
     assert DCGAN.load(tmp_path).architecture == dict(**TINY, ema=0.0)
     write(tmp_path, {name: shape for name, shape in (tiny() | changes).items() if shape is not None})
-    with pytest.raises(utils.UserError, match=f"DCGAN.model-60502: {message}"):
+    with pytest.raises(cli.UserError, match=f"DCGAN.model-60502: {message}"):
         DCGAN.load(tmp_path)
 
 
@@ -198,7 +201,7 @@ def test_a_damaged_file_is_named(original, tmp_path):
         path = tmp_path / name
         networks.save(tmp_path, int(name[12]), getattr(V1.train.SaverDef, version))
         path.write_bytes(path.read_bytes()[:5000])
-        with pytest.raises(utils.UserError, match=f"{name[:13]}: damaged"):
+        with pytest.raises(cli.UserError, match=f"{name[:13]}: damaged"):
             DCGAN.load(tmp_path)
 
 
@@ -212,7 +215,7 @@ def test_a_new_run_starts_from_what_the_samples_are_drawn_with(tiny_dcgan):
         for network in (dcgan.generator, dcgan.sampler):
             np.testing.assert_array_equal(network(z, training=False), source.averaged(z, training=False))
         np.testing.assert_array_equal(dcgan.discriminator(x), source.discriminator(x))
-        assert (dcgan.averaged is None) == (ema == 0) and int(dcgan.step) == 0
+        assert (dcgan.averaged is None) == (ema == 0) and dcgan.step == 0
 
 
 # the scripts
@@ -240,7 +243,7 @@ def test_a_run_from_an_original_model(original, folder, tmp_path):
     assert config["architecture"] == dict(**TINY, ema=0.9) and config["training"]["seed"] == 3
     first, last = DCGAN(**TINY, ema=0.9), DCGAN(**TINY, ema=0.9)
     for dcgan, step in ((first, 0), (last, 2)):
-        state = dcgan.inference_state()
+        state, _ = checkpoint.make_state(dcgan.networks, {"step": 0}, {})
         state.restore(str(tmp_path / f"checkpoints/mine/ckpt-{step}")).expect_partial()
     for network, layer, ours, theirs in (
         ("generator", "g_h1", "kernel", "generator/g_h1/w"),
@@ -264,7 +267,7 @@ def settings(tmp_path, monkeypatch):
     (tmp_path / "ours/DCGAN.model-9.index").touch()  # ours go first
     utils.write_json(tmp_path / "ours/config.json", dict(architecture=architecture, training=training))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(utils, "quiet_tensorflow", contextlib.nullcontext)  # it would tell later scripts to be loud
+    monkeypatch.setattr(cli, "quiet_tensorflow", contextlib.nullcontext)  # it would tell later scripts to be loud
     script = runpy.run_path(str(ROOT / "train-dcgan.py"))
 
     def make(*flags):
@@ -300,7 +303,7 @@ def test_settings_of_a_run_that_starts_from_another(settings, original):
 )
 def test_settings_that_contradict(settings, original, tmp_path, flags, message):
     (tmp_path / "original").symlink_to(original[0])
-    with pytest.raises(utils.UserError, match=message):
+    with pytest.raises(cli.UserError, match=message):
         settings(*flags)
 
 

@@ -14,6 +14,7 @@ import skimage.data
 from conftest import ROOT, run
 from PIL import Image
 
+import checkpoint
 import utils
 
 README = (ROOT / "README.md").read_text()
@@ -37,7 +38,7 @@ def test_the_commands_from_photos_to_completions(tmp_path, monkeypatch):
     portrait.putalpha(Image.fromarray(alpha))
     portrait.save(tmp_path / "data/test/damaged/portrait.png")
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "faces-64").symlink_to(utils.SHIPPED)
+    (tmp_path / "checkpoints" / "faces-64").symlink_to(checkpoint.SHIPPED)
     # a line with brackets tells the flags, and is no command
     lines = re.findall(r"^(?:    )?((?:\./|tensorboard |python -c)[^[\n]*)$", README, re.M)
     commands = list(map(shlex.split, lines))

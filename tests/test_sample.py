@@ -3,7 +3,7 @@ import pytest
 from conftest import one_line, run
 from PIL import Image
 
-import model
+import checkpoint
 import ops
 import sample
 import utils
@@ -13,10 +13,9 @@ import utils
 def dcgan(request, tiny_dcgan, tmp_path):
     """A tiny DCGAN of coloured or grey images that is kept in checkpoints/mine."""
     dcgan = tiny_dcgan(c_dim=request.param)
-    dcgan.prepare_training(0.01, 0.5)
     directory = tmp_path / "checkpoints/mine"
-    model.save(dcgan.training_state(), directory, 7)
-    utils.write_json(directory / "config.json", {"architecture": dcgan.architecture})
+    checkpoint.save(directory, dcgan.networks, {"step": 7}, dcgan.make_optimizers(0.01, 0.5))
+    checkpoint.write_config(directory, {"architecture": dcgan.architecture})
     return dcgan
 
 
@@ -31,11 +30,11 @@ def assert_shows(picture, left, top, dcgan, z, side=64):
 def test_pictures_show_what_the_model_makes_of_the_z(dcgan, tmp_path):
     flags = ["--count", 11, "--seed", 3, "--arithmetic", "0,5", "1", "2,3,10"]
     done = run("sample.py", *flags, cwd=tmp_path)
-    assert "model: checkpoints/mine, step 0" in done.stdout
+    assert "model: checkpoints/mine, step 7" in done.stdout
     names = ("samples", "interpolations", "arithmetic")
     pictures = [np.asarray(Image.open(tmp_path / f"samples-of-model/{name}.png")) for name in names]
     samples, interpolations, arithmetic = pictures
-    z = ops.random_z((11, 5), 3, "s")
+    z = ops.random_z((11, 5), 3, "samples")
 
     assert samples.shape == (2 * (64 + 18), 8 * (64 + 4), 3)
     for i in range(11):

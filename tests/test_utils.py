@@ -1,4 +1,4 @@
-import argparse
+import cli
 
 import numpy as np
 import pytest
@@ -66,7 +66,7 @@ def test_unreadable_image_is_named(broken, tmp_path, save_image):
     truncated = save_image("t.png", RGB)
     truncated.write_bytes(truncated.read_bytes()[:200])
     for path in (broken, truncated, tmp_path / "missing.png"):
-        with pytest.raises(utils.UserError, match=path.name):
+        with pytest.raises(cli.UserError, match=path.name):
             utils.read_image(path, 16, 3)
 
 
@@ -74,7 +74,7 @@ def test_unreadable_image_is_named(broken, tmp_path, save_image):
 @pytest.mark.parametrize("limit", [100, 200])  # Pillow itself raises from twice the limit, and warns below
 def test_decompression_bombs_are_refused(save_image, monkeypatch, limit):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with pytest.raises(utils.UserError, match="big.png.*pixels"):
+    with pytest.raises(cli.UserError, match="big.png.*pixels"):
         utils.open_image(save_image("big.png", RGB))
 
 
@@ -102,35 +102,6 @@ def test_grid_places_images_row_by_row():
     np.testing.assert_array_equal(grid[::2, ::3, 0], [[0, 64], [128, 191], [255, 0]])
 
 
-def test_number_bounds():
-    share = utils.number(float, 0, 1, above=True)
-    assert share("1") == 1.0 and share("0.5") == 0.5
-    for text in ("0", "1.01", "nan", "inf", "x"):
-        with pytest.raises(argparse.ArgumentTypeError, match="above 0 to 1"):
-            share(text)
-    with pytest.raises(argparse.ArgumentTypeError, match="whole"):
-        utils.number(int, 1)("1.5")
-    with pytest.raises(argparse.ArgumentTypeError, match="whole"):
-        utils.number(int, 1)("1" * 400)
-
-
-@pytest.mark.parametrize(
-    "error, status, words",
-    [
-        (utils.UserError("--lr: is odd"), 2, "script: error: --lr: is odd\n"),
-        (OSError(28, "No space left"), 2, "script: error: [Errno 28] No space left\n"),
-        (KeyboardInterrupt(), 130, "script: stopped\n"),
-    ],
-)
-def test_how_a_script_ends_early(capsys, error, status, words):
-    def work(args):
-        raise error
-
-    with pytest.raises(SystemExit) as end:
-        utils.ArgumentParser(prog="script").run(work, None)
-    assert end.value.code == status and capsys.readouterr().err == words
-
-
 def test_labelled_rows_stand_below_each_other_in_blocks():
     views = {"one": np.full((5, 64, 64, 3), -1.0), "two": np.full((5, 64, 64, 3), 1.0)}
     picture = utils.labelled_rows(views, columns=4)  # twice as large, as 64 pixels are little to look at
@@ -153,20 +124,5 @@ def test_a_film_shows_every_frame_the_first_and_last_for_longer(tmp_path):
 def test_a_picture_that_cannot_be_written_is_named(tmp_path):
     pixels = np.zeros((4, 4, 3), np.uint8)
     for write, value in ((utils.write_image, pixels), (utils.write_film, [pixels] * 3)):
-        with pytest.raises(utils.UserError, match="nowhere/a.gif: cannot be written"):
+        with pytest.raises(cli.UserError, match="nowhere/a.gif: cannot be written"):
             write(tmp_path / "nowhere/a.gif", value)
-
-
-def test_only_what_a_save_left_is_cleared_away(tmp_path):
-    for name in ("ckpt-3_temp", "ckpt-backup"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "file").touch()
-    for name in ("ckpt-1.index", "ckpt-1.data-00000-of-00001", "ckpt-2.data-00000-of-00001", "ckpt-notes.txt"):
-        (tmp_path / name).touch()
-    utils.remove_unfinished(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "ckpt-1.index",
-        "ckpt-1.data-00000-of-00001",
-        "ckpt-backup",
-        "ckpt-notes.txt",
-    }

@@ -1,0 +1,319 @@
+"""Files of weights: a directory with a config.json and TensorFlow's checkpoints, or with one of the original code.
+
+config.json says how the networks are built and what they were trained with; whatever stands in it is checked before it
+is used. TensorFlow is imported where weights are read or written, so that all else answers at once.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import itertools
+import json
+import math
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import cli
+
+import utils
+
+FACES_AFTER = 1200  # steps of 64 images, until a model draws recognisable faces
+SHIPPED = Path(__file__).resolve().parent / "checkpoints" / "faces-64"
+# in config.json and as flags: what parses a value, the default, and what it is
+ARCHITECTURE = {
+    "image_size": (cli.one_of(16, 32, 64, 128, 256), 64, "side of the images in pixels"),
+    "c_dim": (cli.one_of(1, 3), 3, "colour channels"),
+    "z_dim": (cli.number(int, 1, 10**5), 100, "dimensions of z"),
+    "gf_dim": (cli.number(int, 1, 10**4), 64, "the generator's channels at half the image size"),
+    "df_dim": (cli.number(int, 1, 10**4), 64, "the discriminator's channels at half the image size"),
+    "ema": (cli.number(float, 0, 0.999999), 0.999, "decay of the generator's moving average, 0: none"),
+}
+PRECISIONS = "float32", "mixed_bfloat16", "mixed_float16"
+TRAINING = {
+    "batch_size": (cli.number(int, 1, 10**6), 64, "images per step"),
+    "learning_rate": (cli.number(float, 0, 1, above=True), 0.0002, "step size of Adam"),
+    "beta1": (cli.number(float, 0, 0.9999), 0.5, "momentum of Adam"),
+    "seed": (cli.number(int, 0, 2**32 - 1), 0, "decides data order, flips, z and first weights"),
+    "flip": (cli.one_of(False, True), False, "mirror half of the images at random"),
+    "precision": (
+        cli.one_of("auto", *PRECISIONS),
+        "auto",
+        "what layers compute in; auto: what is fastest without harm",
+    ),
+}
+
+
+def find(directory):
+    """The checkpoints in a directory, as TensorFlow names them (".../ckpt-STEP"), the newest first."""
+    found = [path.with_suffix("") for path in Path(directory).glob("ckpt-*.index") if path.stem[5:].isdigit()]
+    return [str(path) for path in sorted(found, key=lambda path: int(path.name[5:]), reverse=True)]
+
+
+def find_original(directory):
+    """The newest checkpoint of the original code, ".../DCGAN.model-STEP", or None; ours go first if both are there."""
+    found = {path.name.removesuffix(".index") for path in Path(directory).glob("DCGAN.model-*")}
+    steps = [int(name[12:]) for name in found if name[12:].isdigit()]
+    if not steps or find(directory):
+        return None
+    return str(Path(directory) / f"DCGAN.model-{max(steps)}")
+
+
+def holds_model(directory):
+    """Whether there is a checkpoint, ours or one of the original code, in a directory."""
+    return bool(find(directory) or find_original(directory))
+
+
+def choose(directory):
+    """The checkpoint directory to use: the one asked for, else the user's own, else the shipped one.
+
+    Raises UserError if it holds no model.
+    """
+    candidates = [Path(directory)] if directory else [Path("checkpoints/mine"), SHIPPED]
+    for candidate in candidates:
+        if holds_model(candidate):
+            return candidate
+    flag = f" {directory}: holds no model" if directory else ": no model found in checkpoints/mine"
+    raise cli.UserError(f"--checkpointDir{flag}; train one with train-dcgan.py, or name another folder")
+
+
+def describe(directory, step):
+    """A line that names the model in use, and where that has made few steps the one that came with this code."""
+    advice = f" (from nothing faces take about {FACES_AFTER}; --checkpointDir checkpoints/faces-64 came with this code)"
+    return f"model: {directory}, step {step}{advice if step < FACES_AFTER else ''}"
+
+
+def check_memory(architecture):
+    """Raise ValueError, naming the setting, if training such networks would need more memory than this machine has."""
+    size = architecture["image_size"]
+    shares = [min(8, size // (2 * side)) for side in (4, 8, 16, 32, 64, 128) if side < size]
+    weights = {}
+    for name in ("gf_dim", "df_dim"):
+        channels = [architecture[name] * share for share in shares] + [architecture["c_dim"]]
+        weights[name] = sum(25 * a * b for a, b in itertools.pairwise(channels))
+    weights["z_dim"] = 16 * shares[0] * architecture["gf_dim"] * architecture["z_dim"]
+    needed = 16 * sum(weights.values())  # bytes: float32, with gradients and Adam's two moments
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > memory:
+        name = max(weights, key=weights.get)
+        raise ValueError(
+            f"{name} {architecture[name]}: such networks need {needed / 2**30:,.0f} GB of memory, and this machine has "
+            f"{memory / 2**30:,.0f}"
+        )
+
+
+def read_config(directory):
+    """The config of a checkpoint directory: "architecture" and "training", dicts, and the type of its "weights".
+
+    Raises UserError, naming the file, if it is missing or damaged, or if a value in it is not one that can be.
+    """
+    if original := find_original(directory):
+        return {"architecture": original_architecture(original), "training": {}, "weights": "float32"}
+    path = Path(directory) / "config.json"
+    try:
+        with open(path, "rb") as file:
+            config = json.loads(file.read(2**16))  # more is no config
+        architecture = {name: checked(name, config["architecture"][name], ARCHITECTURE) for name in ARCHITECTURE}
+        check_memory(architecture)
+        given = config.get("training", {})
+        training = {name: checked(name, given[name], TRAINING) for name in TRAINING if name in given}
+        weights = config.get("weights", "float32")
+        if weights not in ("float32", "float16"):
+            raise ValueError(f"weights {str(weights)[:40]!r} are neither float32 nor float16")
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        why = str(error) if type(error) is ValueError else repr(error)
+        raise cli.UserError(f"{path}: is not as train-dcgan.py writes it ({why})") from error
+    return {"architecture": architecture, "training": training, "weights": weights}
+
+
+def checked(name, value, settings):
+    """A value from a JSON file, if it is one that the flag of that name would take; else ValueError."""
+    parse, default, _ = settings[name]
+    with contextlib.suppress(argparse.ArgumentTypeError):
+        if type(value) in ((int, float) if type(default) is float else (type(default),)):
+            return parse(str(value))
+    raise ValueError(f"{name} {str(value)[:40]!r} is not a value of --{name}")
+
+
+def write_config(directory, config):
+    """Write config.json; raises UserError, naming it, if that fails."""
+    utils.write_json(Path(directory) / "config.json", config)
+
+
+def make_state(networks, numbers, optimizers):
+    """What a checkpoint file holds: weights under their layers' names, whole numbers, optimizers; and the numbers."""
+    import tensorflow as tf
+
+    layers = {
+        name: tf.train.Checkpoint(**{layer.name: layer for layer in network.layers if layer.weights})
+        for name, network in networks.items()
+    }
+    numbers = {name: tf.Variable(value, dtype=tf.int64, trainable=False) for name, value in numbers.items()}
+    return tf.train.Checkpoint(networks=tf.train.Checkpoint(**layers), **numbers, **optimizers), numbers
+
+
+def save(directory, networks, numbers, optimizers, keep=3):
+    """Write a checkpoint, and drop all but the last `keep` that were written.
+
+    networks, optimizers: dicts by name. numbers: a dict of whole numbers; its "step" numbers the checkpoint. Raises
+    UserError, leaving nothing half-written, if that fails.
+    """
+    import tensorflow as tf
+
+    state, _ = make_state(networks, numbers, optimizers)
+    manager = tf.train.CheckpointManager(state, str(directory), max_to_keep=keep)
+    try:
+        manager.save(checkpoint_number=numbers["step"])
+    except tf.errors.OpError as error:
+        remove_unfinished(directory)
+        raise cli.UserError(
+            f"{directory}: step {numbers['step']} could not be saved ({cli.reason(error)}); is the disk full? "
+            "With more room the same command goes on from the checkpoint before"
+        ) from error
+    # what a killed run wrote but did not list; a short list may itself have been lost, and then all is kept
+    listed = {Path(path).name for path in manager.checkpoints}
+    for path in find(directory) if len(listed) == keep else ():
+        if Path(path).name not in listed:
+            remove(path)
+
+
+def restore(directory, networks, names=("step",), optimizers=None):
+    """Read the newest good checkpoint, ours or one of the original code, into networks, and optimizers if any.
+
+    Each that is damaged is named on standard error. Returns a dict of its whole numbers of those `names`. Raises
+    UserError if there is none, or if it holds other networks than config.json says.
+    """
+    import tensorflow as tf
+
+    if original := find_original(directory):
+        assign_original(original, networks)
+        return {"step": int(original.rpartition("-")[2])}
+    state, numbers = make_state(networks, dict.fromkeys(names, 0), optimizers or {})
+    for path in find(directory):
+        try:
+            status = state.restore(path)
+            status.assert_existing_objects_matched()
+            if optimizers:
+                status.assert_consumed()
+            status.expect_partial()
+            return {name: int(value.numpy()) for name, value in numbers.items()}
+        except (AssertionError, ValueError) as error:
+            raise cli.UserError(f"{path}: its networks are not those of the config.json beside it") from error
+        except (tf.errors.OpError, IndexError) as error:
+            print(f"skipped {path}: damaged ({cli.reason(error)})", file=sys.stderr)
+    raise cli.UserError(f"{directory}: holds no readable checkpoint; choose another directory, or train anew")
+
+
+def keep_best(directory, config, swd, networks, numbers, optimizers):
+    """Write a checkpoint to `directory`, in place of the one there, if its sampler's distance `swd` is smaller.
+
+    Distances are comparable between runs with the same seed, number of images and networks; else the new one is kept.
+    """
+    try:
+        best = json.loads((directory / "config.json").read_text())
+        comparable = all(best[name] == config[name] for name in ("architecture", "images"))
+        comparable &= best["training"]["seed"] == config["training"]["seed"]
+        comparable &= find(directory) == [str(directory / f"ckpt-{best['step']}")]
+        smallest = best["swd"] + 0.0 if comparable else math.inf
+    except (OSError, KeyError, TypeError, ValueError, RecursionError):  # there is none, or a killed run left half of it
+        smallest = math.inf
+    if swd < smallest:
+        save(directory, networks, numbers, optimizers, keep=1)
+        write_config(directory, {**config, "step": numbers["step"], "swd": swd})
+
+
+def lock(directory, flag):
+    """Keep other processes out of a directory until this one ends, or the file that is returned is closed.
+
+    Raises UserError, naming `flag`, if another one is in it.
+    """
+    with utils.naming(Path(directory) / ".lock"):
+        descriptor = os.open(Path(directory) / ".lock", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    file = os.fdopen(descriptor, "w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.close()
+        message = f"{flag} {directory}: another process trains in it; wait for it, or choose another"
+        raise cli.UserError(message) from error
+    except OSError:
+        pass  # this file system knows no locks
+    return file
+
+
+def remove(path):
+    """Delete the files of a checkpoint, its index first: without it the rest is no checkpoint."""
+    for file in sorted(Path(path).parent.glob(f"{Path(path).name}.*"), reverse=True):
+        file.unlink()
+
+
+def remove_unfinished(directory):
+    """Delete what a killed or failed save left behind: a checkpoint's index is the last of its files to be written."""
+    for path in Path(directory).glob("ckpt-*"):
+        if re.fullmatch(r"ckpt-\d+_temp", path.name):
+            path.unlink() if path.is_symlink() else shutil.rmtree(path, ignore_errors=True)
+        elif re.fullmatch(r"ckpt-\d+\.data-\d+-of-\d+", path.name) and not path.with_suffix(".index").exists():
+            path.unlink()
+
+
+def open_original(path):
+    """TensorFlow's reader of a checkpoint of the original code, and the names of its variables by "layer/variable".
+
+    The scopes before that changed over time. Raises UserError, naming the file, if it is damaged.
+    """
+    import tensorflow as tf
+
+    try:
+        reader = tf.train.load_checkpoint(path)
+    except (tf.errors.OpError, IndexError) as error:
+        raise cli.UserError(f"{path}: damaged ({cli.reason(error)})") from error
+    names = {"/".join(name.split("/")[-2:]): name for name in reader.get_variable_to_shape_map()}
+    return reader, {name: whole for name, whole in names.items() if name.startswith(("g_", "d_"))}
+
+
+def original_architecture(path):
+    """How the networks in a checkpoint of the original code, which has no config.json, are built: by their shapes."""
+    with cli.quiet_tensorflow():
+        reader, names = open_original(path)
+    shapes = reader.get_variable_to_shape_map()
+
+    def size(name, axis, usual):  # for what is missing the usual will do: assign_original names it
+        shape = shapes[names[name]] if name in names else ()
+        return shape[axis] if axis < len(shape) else usual
+
+    layers = max(2, sum(f"g_h{i}/w" in names for i in range(1, 7)))
+    return dict(
+        image_size=4 * 2**layers,
+        c_dim=1 if size(f"g_h{layers}/w", 2, 3) == 1 else 3,
+        z_dim=size("g_h0_lin/Matrix", 0, 100),
+        gf_dim=max(1, size("g_h1/w", 3, 512) // min(8, 2 ** (layers - 1))),
+        df_dim=size("d_h0_conv/w", 3, 64),
+        ema=0.0,
+    )
+
+
+def assign_original(path, networks):
+    """Give networks the weights of a checkpoint of the original code.
+
+    Raises UserError, naming the file, if it is damaged, and at the first that does not fit.
+    """
+    import tensorflow as tf
+
+    reader, names = open_original(path)
+    for variable in itertools.chain.from_iterable(network.variables for network in networks.values()):
+        layer, name = variable.path.split("/")[-2:]
+        linear = layer.endswith("_lin")
+        name = {"kernel": "Matrix" if linear else "w", "bias": "bias" if linear else "biases"}.get(name, name)
+        try:
+            value = reader.get_tensor(names[f"{layer}/{name}"]) if f"{layer}/{name}" in names else None
+        except (tf.errors.OpError, IndexError) as error:
+            raise cli.UserError(f"{path}: damaged ({cli.reason(error)})") from error
+        if value is None or value.shape != tuple(variable.shape):
+            found = "is missing" if value is None else f"has {value.shape}"
+            raise cli.UserError(
+                f"{path}: {layer}/{name} should have shape {tuple(variable.shape)}, but {found}; "
+                "these are other networks, choose another model"
+            )
+        variable.assign(value)

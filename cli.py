@@ -1,0 +1,129 @@
+"""The command line: the parser, errors in one line, signals, and a quiet start of TensorFlow.
+
+Scripts import it before all else. It needs no package, so that one that is missing, or Ctrl-C while the others are
+being imported, ends in one line as well.
+"""
+
+import argparse
+import contextlib
+import logging
+import math
+import os
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+CHATTER = "TF_CPP_MIN_LOG_LEVEL" in os.environ  # the user wants to read what TensorFlow says
+
+
+class UserError(Exception):
+    """A mistake a user can mend; its message is one line that names the flag or file and says what to do."""
+
+
+def end_in_one_line(kind, error, trace):
+    """The `sys.excepthook` that tells of Ctrl-C, and of a package that is not installed, without a traceback."""
+    script = Path(sys.argv[0]).name
+    if issubclass(kind, KeyboardInterrupt):
+        print(f"{script}: stopped", file=sys.stderr)
+    elif issubclass(kind, ModuleNotFoundError):
+        advice = "activate the virtual environment (. .venv/bin/activate), or pip install -r requirements.txt in one"
+        print(f"{script}: error: the package {error.name} is not installed; {advice}", file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = end_in_one_line
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's parser, but an error is one line without the usage text in front; the exit status stays 2."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+    def run(self, work, args):
+        """Do `work(args)`, a script's, and return its exit status; what a user can mend ends it by `error`."""
+        for action in self._actions:  # such as of a shell variable that is not set
+            value = getattr(args, action.dest, None)
+            if "" in (value if isinstance(value, list) else [value]):
+                self.error(f"{'/'.join(action.option_strings) or action.metavar}: is empty")
+        try:
+            return work(args)
+        except (UserError, OSError) as error:
+            self.error(str(error))
+        except KeyboardInterrupt:
+            self.exit(130, f"{self.prog}: stopped\n")
+
+
+def number(kind, low, high=math.inf, above=False):
+    """An argparse `type` for an `int` or `float` from `low` (or `above` it) to `high`."""
+
+    def parse(text):
+        with contextlib.suppress(ValueError, OverflowError):  # the latter of whole numbers that no float can hold
+            value = kind(text)
+            if math.isfinite(value) and low <= value <= high and not (above and value == low):
+                return value
+        limits = f"{'above' if above else 'from'} {low}" + (f" to {high}" if high < math.inf else "")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if kind is int else ''}number {limits}")
+
+    return parse
+
+
+def one_of(*options):
+    """An argparse `type` for one of `options`, all whole numbers, all truth values or all texts."""
+    texts = {str(option): option for option in options}
+
+    def parse(text):
+        if text not in texts:
+            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(texts)}")
+        return texts[text]
+
+    return parse
+
+
+def reason(error):
+    """The first line of what an exception says, without the name of TensorFlow's node."""
+    return (str(getattr(error, "message", error)).splitlines() or [type(error).__name__])[0].split("}} ")[-1]
+
+
+@contextlib.contextmanager
+def quiet_tensorflow():
+    """Import TensorFlow and list its devices inside this, so that its start-up chatter does not bury our one line.
+
+    What it wrote on standard error is shown after all if the block raises, or if TF_CPP_MIN_LOG_LEVEL is set.
+    """
+    show = CHATTER
+    if "tensorflow" not in sys.modules:
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
+    # the messages come from C++ before its logging is set up, and only the file descriptor catches them
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except Exception:
+            show = True
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            if show:
+                said.seek(0)
+                sys.stderr.write(said.read().decode(errors="replace"))
+
+
+@contextlib.contextmanager
+def deferred_signals():
+    """Yield a list that collects SIGINT, SIGTERM and SIGHUP as they come, so that a loop can leave at a safe place."""
+    received, before = [], {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # nohup's wish
+            before[number] = signal.signal(number, lambda number, frame: received.append(number))
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
