@@ -86,7 +86,7 @@ def describe(directory, step):
 
 
 def check_memory(architecture):
-    """Raise ValueError, naming the setting, if training such networks would need more memory than this machine has."""
+    """Raise MemoryError, naming the setting, if training such networks would need more memory than this machine has."""
     size = architecture["image_size"]
     shares = [min(8, size // (2 * side)) for side in (4, 8, 16, 32, 64, 128) if side < size]
     weights = {}
@@ -98,7 +98,7 @@ def check_memory(architecture):
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         name = max(weights, key=weights.get)
-        raise ValueError(
+        raise MemoryError(
             f"{name} {architecture[name]}: such networks need {needed / 2**30:,.0f} GB of memory, and this machine has "
             f"{memory / 2**30:,.0f}"
         )
@@ -116,15 +116,18 @@ def read_config(directory):
         with open(path, "rb") as file:
             config = json.loads(file.read(2**16))  # more is no config
         architecture = {name: checked(name, config["architecture"][name], ARCHITECTURE) for name in ARCHITECTURE}
-        check_memory(architecture)
         given = config.get("training", {})
         training = {name: checked(name, given[name], TRAINING) for name in TRAINING if name in given}
         weights = config.get("weights", "float32")
         if weights not in ("float32", "float16"):
             raise ValueError(f"weights {str(weights)[:40]!r} are neither float32 nor float16")
+        check_memory(architecture)
+    except MemoryError as error:
+        raise cli.UserError(f"{path}: {error}; use a larger machine, or another model") from error
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        why = str(error) if type(error) is ValueError else repr(error)
-        raise cli.UserError(f"{path}: is not as train-dcgan.py writes it ({why})") from error
+        told = {ValueError: str(error), KeyError: f"{error} is missing"}
+        why = getattr(error, "strerror", told.get(type(error), repr(error)))
+        raise cli.UserError(f"{path}: is not as train-dcgan.py writes it ({why}); use another model") from error
     return {"architecture": architecture, "training": training, "weights": weights}
 
 
@@ -200,7 +203,8 @@ def restore(directory, networks, names=("step",), optimizers=None):
             status.expect_partial()
             return {name: int(value.numpy()) for name, value in numbers.items()}
         except (AssertionError, ValueError) as error:
-            raise cli.UserError(f"{path}: its networks are not those of the config.json beside it") from error
+            message = f"{path}: its networks are not those of the config.json beside it; use another model"
+            raise cli.UserError(message) from error
         except (tf.errors.OpError, IndexError) as error:
             print(f"skipped {path}: damaged ({cli.reason(error)})", file=sys.stderr)
     raise cli.UserError(f"{directory}: holds no readable checkpoint; choose another directory, or train anew")
@@ -227,10 +231,11 @@ def keep_best(directory, config, swd, networks, numbers, optimizers):
 def lock(directory, flag):
     """Keep other processes out of a directory until this one ends, or the file that is returned is closed.
 
-    Raises UserError, naming `flag`, if another one is in it.
+    Raises UserError, naming `flag`, if another one is in it, or naming the file if that is a link.
     """
-    with utils.naming(Path(directory) / ".lock"):
-        descriptor = os.open(Path(directory) / ".lock", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    path = utils.inside(directory, ".lock")
+    with utils.naming(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     file = os.fdopen(descriptor, "w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -29,6 +29,7 @@ def end_in_one_line(kind, error, trace):
     elif issubclass(kind, ModuleNotFoundError):
         advice = "activate the virtual environment (. .venv/bin/activate), or pip install -r requirements.txt in one"
         print(f"{script}: error: the package {error.name} is not installed; {advice}", file=sys.stderr)
+        sys.exit(2)
     else:
         sys.__excepthook__(kind, error, trace)
 

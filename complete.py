@@ -44,7 +44,7 @@ SEARCH = {
 def parse_args():
     parser = cli.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     count = cli.number(int, 1, 10**9)
-    amount, step = cli.number(float, 0, 10**6), cli.number(float, 0, 10**6, above=True)
+    share, step = cli.number(float, 0, 1), cli.number(float, 0, 10**6, above=True)
     add = parser.add_argument
     add("imgs", metavar="IMAGE", nargs="+", help="image file or folder; cropped and resized as the model needs")
     add("--checkpointDir", metavar="DIR", help="the model (checkpoints/mine, else the one that came with this code)")
@@ -66,8 +66,8 @@ def parse_args():
     add("--mask", metavar="FILE", help="mask image for all images, white = fill")
     add("--maskDir", metavar="DIR", help="folder that holds a mask image of the same name for each image")
     add = hole.add_argument
-    add("--centerScale", type=amount, default=0.25, help="share of the side known beside a centre hole (%(default)s)")
-    add("--fraction", type=cli.number(float, 0, 1), default=0.2, help="share hidden by random (%(default)s)")
+    add("--centerScale", type=share, default=0.25, help="share of the side known beside a centre hole (%(default)s)")
+    add("--fraction", type=share, default=0.2, help="share hidden by random (%(default)s)")
 
     add = parser.add_argument_group("the search for z").add_argument
     add("--approach", choices=["momentum", "adam", "hmc"], help="update rule (momentum)")
@@ -75,7 +75,7 @@ def parse_args():
     add("--lr", type=step, help="first step size (adam: 0.1; momentum: 3 / sum of the weights)")
     add("--schedule", choices=["cosine", "constant"], help="how the step size goes on (cosine, to 0)")
     add("--momentum", type=cli.number(float, 0, 0.9999), help="momentum (0.9)")
-    add("--lam", type=amount, help="weight of the perceptual loss (0.1)")
+    add("--lam", type=cli.number(float, 0, 10**6), help="weight of the perceptual loss (0.1)")
     add("--candidates", type=count, metavar="K", help="start from the best of K random z (2048)")
     add("--weighting", choices=["none", "neighbours"], default="none", help="what known pixels count (%(default)s)")
     add("--window", type=cli.number(int, 3, 511), default=7, help="side of the neighbourhood, odd (%(default)s)")
@@ -134,7 +134,7 @@ def read_images(args, size, channels):
             opaque.append(alpha)
             sides.append(min(image.size))
             if image.width != image.height or image.width > 2 * size:
-                unaligned += [path] * (not any((folder / "align.csv").exists() for folder in path.parents))
+                unaligned += [path] * (not any((folder / "align.csv").exists() for folder in path.absolute().parents))
     if not paths:
         why = "see above" if skipped else f"it holds none ({', '.join(sorted(utils.IMAGE_SUFFIXES))})"
         raise cli.UserError(f"IMAGE {args.imgs[0]}{' ...' if args.imgs[1:] else ''}: no image to complete; {why}")
@@ -167,6 +167,8 @@ def make_masks(args, kind, paths, sides, size):
         hidden, source = masks.read_hidden(args.mask), f"--mask {args.mask}"
         fitted = {side: masks.check(masks.fit_hidden(hidden, size, side), source) for side in {*sides}}
         return [fitted[side] for side in sides]
+    if not os.path.isdir(args.maskDir):
+        raise cli.UserError(f"--maskDir {args.maskDir}: no such directory; give a folder of mask images")
     files, result = utils.find_images(args.maskDir), []
     for path, side in zip(paths, sides, strict=True):
         found = [file for file in files if file.stem == path.stem]
@@ -277,8 +279,12 @@ def follow(states, images, batch, search_dir, log_dir, bar):
     import tensorflow as tf
 
     for folder in ("logs", "hats_imgs", "completed"):
-        with utils.naming(f"--outDir {search_dir / folder}"):  # where it exists, another run writes there
-            (search_dir / folder).mkdir(parents=True)
+        with utils.naming(search_dir / folder):
+            try:
+                (search_dir / folder).mkdir(parents=True)
+            except FileExistsError as error:
+                message = f"--outDir {search_dir}: another run writes there; choose another directory"
+                raise cli.UserError(message) from error
     utils.write_image(search_dir / "before.png", utils.image_grid(images))
     frames = [utils.image_grid(batch.holes.show(images))]
     utils.write_image(search_dir / "masked.png", frames[0])
@@ -291,8 +297,7 @@ def follow(states, images, batch, search_dir, log_dir, bar):
             losses = {name: getattr(state, name) for name in ("contextual", "perceptual", "total", "current")}
             for number, *values in zip(batch.numbers, *losses.values(), strict=True):
                 path = search_dir / "logs" / f"hats_{number:02d}.log"
-                with utils.naming(path), open(path, "a") as log:
-                    log.write(" ".join(f"{value:.6g}" for value in (state.iteration, *values)) + "\n")
+                utils.append(path, " ".join(f"{value:.6g}" for value in (state.iteration, *values)) + "\n")
             for name, values in losses.items():
                 tf.summary.scalar(name, values.mean(), state.iteration)
             tf.summary.image("completed", frames[-1][None], state.iteration)

@@ -68,7 +68,10 @@ def fit_hidden(hidden, size, side):
     `hidden` first becomes as large as the image, whose shorter side is `side` pixels: no pixel of that of which a part
     is hidden is to contribute when the image is resized.
     """
-    zoom = -(-side // min(hidden.shape))
+    shorter = min(hidden.shape)
+    top, left = (max(0, length // 2 - 4 * shorter) for length in hidden.shape)  # out of reach, and maybe endless
+    hidden = hidden[top : len(hidden) - top, left : hidden.shape[1] - left]
+    zoom = -(-side // shorter)
     hidden = hidden.repeat(zoom, 0).repeat(zoom, 1)
     if min(hidden.shape) > side:
         hidden = known_after_resize(hidden, side)[..., 0] == 0

@@ -86,7 +86,7 @@ def settings(args):
         )
     try:
         checkpoint.check_memory(config["architecture"])
-    except ValueError as error:
+    except MemoryError as error:
         raise cli.UserError(f"--{error}; choose smaller ones") from error
     return config, resumed
 

@@ -72,8 +72,7 @@ class Run:
         self.dcgan.step, self.epoch, self.seen = place["step"], place["epoch"], place["seen"]
         for optimizer in self.optimizers.values():
             optimizer.learning_rate = learning_rate
-        if self.seen + self.batch_size > len(self.images):  # there are fewer images than there were, or larger batches
-            self.epoch, self.seen = self.epoch + 1, 0
+        self.advance(0)  # for there may be fewer images than there were, or larger batches
 
     def train(self):
         """Train until `epoch` epochs are done, or SIGINT, SIGTERM or SIGHUP asks to stop; returns that signal, or None.
@@ -113,10 +112,15 @@ class Run:
         """Train on one batch; returns what it was reported, z included."""
         z = ops.random_z((self.batch_size, self.dcgan.z_dim), self.seed, "batch z", self.dcgan.step)
         outputs = self.compiled_step(batch, z, tf.constant(self.dcgan.step, tf.int64), **self.optimizers)
-        self.dcgan.step, self.seen = self.dcgan.step + 1, self.seen + self.batch_size
+        self.dcgan.step += 1
+        self.advance(self.batch_size)
+        return {"z": z, **outputs}
+
+    def advance(self, count):
+        """Count images as seen; an epoch ends where no whole batch is left."""
+        self.seen += count
         if self.seen + self.batch_size > len(self.images):
             self.epoch, self.seen = self.epoch + 1, 0
-        return {"z": z, **outputs}
 
     def due(self, stop):
         """What is due after this step; a signal that comes later waits for the next one."""

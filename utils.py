@@ -44,7 +44,8 @@ def open_image(path):
     except FileNotFoundError as error:
         raise cli.UserError(f"{path}: no such file") from error
     except Exception as error:  # Pillow raises anything from SyntaxError to struct.error on a damaged file
-        raise cli.UserError(f"{path}: not a readable image ({error})") from error
+        why = getattr(error, "strerror", None) or error
+        raise cli.UserError(f"{path}: not a readable image ({why})") from error
 
 
 def flatten(image, background):
@@ -182,14 +183,28 @@ def write_film(path, frames):
     zoom = max(1, 256 // frames[0].shape[1])
     frames = [np.asarray(to_picture(frame.repeat(zoom, 0).repeat(zoom, 1))) for frame in frames]
     durations = [1000] + [100] * (len(frames) - 2) + [2000]  # ms
+    # into memory, as imageio itself tells of a full disk late, in many lines
+    film = iio.imwrite("<bytes>", frames, extension=".gif", duration=durations, loop=0)
     with writing(path) as file:
-        iio.imwrite(file, frames, extension=".gif", duration=durations, loop=0)
+        file.write(film)
 
 
 def write_json(path, content):
     """Write a JSON file; raises UserError, naming it, if that fails."""
     with writing(path, "x") as file:
         file.write(json.dumps(content, indent=2) + "\n")
+
+
+def append(path, text):
+    """Add text to a file; raises UserError, naming the file and leaving none that is empty, if that fails."""
+    with naming(path):
+        try:
+            with open(path, "a") as file:
+                file.write(text)
+        except OSError:
+            if path.is_file() and not path.stat().st_size:
+                path.unlink()
+            raise
 
 
 def make_directory(path, flag, empty=False):
@@ -219,5 +234,5 @@ def inside(folder, name):
     path = Path(folder, name)
     below = [path, *path.parents][: len(Path(name).parts)]
     if not Path(name).parts or Path(name).is_absolute() or ".." in Path(name).parts or any(map(os.path.islink, below)):
-        raise cli.UserError(f"{path}: does not lie in {folder}, or is a link; it is left alone")
+        raise cli.UserError(f"{path}: does not lie in {folder}, or is a link; remove it, or choose another folder")
     return path
