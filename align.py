@@ -12,6 +12,7 @@ import csv
 import errno
 import itertools
 import multiprocessing
+import multiprocessing.resource_tracker
 import os
 import re
 import signal
@@ -97,13 +98,12 @@ def in_parallel(tasks, args):
     that a worker met, and one if a worker is killed.
     """
     context = multiprocessing.get_context("spawn")  # the one way that all systems have
-    # Ctrl-C reaches all processes, and only this one is to act on it: what is ignored here, the others inherit
-    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in stops}
+    # Ctrl-C reaches all processes, and only this one is to act on it: what is blocked here, the others inherit
+    multiprocessing.resource_tracker.ensure_running()  # which would unblock it
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     with concurrent.futures.ProcessPoolExecutor(args.workers, context) as pool:
         waiting = {pool.submit(align_files, [], args): [] for _ in range(2 * args.workers)}
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         while waiting:
             done, _ = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
             for future in done:
@@ -111,7 +111,7 @@ def in_parallel(tasks, args):
                     answer = future.result()
                 except concurrent.futures.process.BrokenProcessPool as error:
                     for worker in multiprocessing.active_children():
-                        worker.kill()  # they ignore the SIGTERM by which the pool would end them
+                        worker.kill()  # they block the SIGTERM by which the pool would end them
                     raise cli.UserError(
                         "a worker process was killed: is there too little memory? --workers 1 needs less; or take away "
                         f"the photo, one of {', '.join(source for some in waiting.values() for source, _ in some)}"

@@ -113,6 +113,8 @@ def read_config(directory):
         return {"architecture": original_architecture(original), "training": {}, "weights": "float32"}
     path = Path(directory) / "config.json"
     try:
+        if path.is_fifo():  # which would wait for ever
+            raise ValueError("it is no file")
         with open(path, "rb") as file:
             config = json.loads(file.read(2**16))  # more is no config
         architecture = {name: checked(name, config["architecture"][name], ARCHITECTURE) for name in ARCHITECTURE}

@@ -32,6 +32,8 @@ def open_image(path):
     whatever is wrong with it, and for more than `PIL.Image.MAX_IMAGE_PIXELS` pixels, which Pillow only warns of.
     """
     try:
+        if Path(path).is_fifo():  # which would wait for ever
+            raise ValueError("it is no file")
         with Image.open(path) as file:
             if file.width * file.height > Image.MAX_IMAGE_PIXELS:
                 raise ValueError(f"{file.width}x{file.height} pixels are more than {Image.MAX_IMAGE_PIXELS} in all")
