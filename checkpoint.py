@@ -85,8 +85,8 @@ def describe(directory, step):
     return f"model: {directory}, step {step}{advice if step < FACES_AFTER else ''}"
 
 
-def check_memory(architecture):
-    """Raise MemoryError, naming the setting, if training such networks would need more memory than this machine has."""
+def check_memory(architecture, each):
+    """Raise MemoryError, naming the setting, if networks with `each` bytes a weight would not fit into this machine."""
     size = architecture["image_size"]
     shares = [min(8, size // (2 * side)) for side in (4, 8, 16, 32, 64, 128) if side < size]
     weights = {}
@@ -94,7 +94,7 @@ def check_memory(architecture):
         channels = [architecture[name] * share for share in shares] + [architecture["c_dim"]]
         weights[name] = sum(25 * a * b for a, b in itertools.pairwise(channels))
     weights["z_dim"] = 16 * shares[0] * architecture["gf_dim"] * architecture["z_dim"]
-    needed = 16 * sum(weights.values())  # bytes: float32, with gradients and Adam's two moments
+    needed = each * sum(weights.values())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         name = max(weights, key=weights.get)
@@ -123,13 +123,15 @@ def read_config(directory):
         weights = config.get("weights", "float32")
         if weights not in ("float32", "float16"):
             raise ValueError(f"weights {str(weights)[:40]!r} are neither float32 nor float16")
-        check_memory(architecture)
+        check_memory(architecture, 4)
     except MemoryError as error:
         raise cli.UserError(f"{path}: {error}; use a larger machine, or another model") from error
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         told = {ValueError: str(error), KeyError: f"{error} is missing"}
         why = getattr(error, "strerror", told.get(type(error), repr(error)))
-        raise cli.UserError(f"{path}: is not as train-dcgan.py writes it ({why}); use another model") from error
+        raise cli.UserError(
+            f"{path}: is not as train-dcgan.py writes it ({why}); restore it, or use another model"
+        ) from error
     return {"architecture": architecture, "training": training, "weights": weights}
 
 
@@ -205,7 +207,9 @@ def restore(directory, networks, names=("step",), optimizers=None):
             status.expect_partial()
             return {name: int(value.numpy()) for name, value in numbers.items()}
         except (AssertionError, ValueError) as error:
-            message = f"{path}: its networks are not those of the config.json beside it; use another model"
+            message = (
+                f"{path}: its networks are not those of the config.json beside it; restore that, or use another model"
+            )
             raise cli.UserError(message) from error
         except (tf.errors.OpError, IndexError) as error:
             print(f"skipped {path}: damaged ({cli.reason(error)})", file=sys.stderr)
@@ -258,8 +262,10 @@ def remove(path):
 
 def remove_unfinished(directory):
     """Delete what a killed or failed save left behind: a checkpoint's index is the last of its files to be written."""
-    for path in Path(directory).glob("ckpt-*"):
-        if re.fullmatch(r"ckpt-\d+_temp", path.name):
+    for path in [*Path(directory).glob("ckpt-*"), *Path(directory).glob(".*.draft")]:
+        if path.suffix == ".draft":
+            path.unlink()
+        elif re.fullmatch(r"ckpt-\d+_temp", path.name):
             path.unlink() if path.is_symlink() else shutil.rmtree(path, ignore_errors=True)
         elif re.fullmatch(r"ckpt-\d+\.data-\d+-of-\d+", path.name) and not path.with_suffix(".index").exists():
             path.unlink()
@@ -283,7 +289,8 @@ def open_original(path):
 def original_architecture(path):
     """How the networks in a checkpoint of the original code, which has no config.json, are built: by their shapes."""
     with cli.quiet_tensorflow():
-        reader, names = open_original(path)
+        import tensorflow  # noqa: F401
+    reader, names = open_original(path)
     shapes = reader.get_variable_to_shape_map()
 
     def size(name, axis, usual):  # for what is missing the usual will do: assign_original names it

@@ -34,7 +34,8 @@ def end_in_one_line(kind, error, trace):
         sys.__excepthook__(kind, error, trace)
 
 
-sys.excepthook = end_in_one_line
+if os.path.dirname(os.path.realpath(sys.argv[0])) == os.path.dirname(os.path.realpath(__file__)):  # a script of ours
+    sys.excepthook = end_in_one_line
 
 
 class ArgumentParser(argparse.ArgumentParser):

@@ -18,7 +18,6 @@ import cli
 import numpy as np
 from tqdm import tqdm
 
-import blend
 import checkpoint
 import masks
 import metrics
@@ -112,7 +111,7 @@ def read_images(args, size, channels):
     The other files are reported, and those that are no aligned faces. Raises UserError if no file is left, or if they
     do not all get a hole.
     """
-    paths, pixels, opaque, sides, unaligned, skipped = [], [], [], [], [], False
+    paths, pixels, alphas, sides, unaligned, skipped = [], [], [], [], [], False
     chosen = args.maskType or (args.mask or args.maskDir) and "mask"
     for name in map(Path, args.imgs):
         found = utils.find_images(name) if name.is_dir() else [name]
@@ -131,28 +130,28 @@ def read_images(args, size, channels):
                 continue
             paths.append(path)
             pixels.append(utils.as_pixels(image, size, channels))
-            opaque.append(alpha)
+            alphas.append(alpha)
             sides.append(min(image.size))
             if image.width != image.height or image.width > 2 * size:
                 unaligned += [path] * (not any((folder / "align.csv").exists() for folder in path.absolute().parents))
     if not paths:
         why = "see above" if skipped else f"it holds none ({', '.join(sorted(utils.IMAGE_SUFFIXES))})"
         raise cli.UserError(f"IMAGE {args.imgs[0]}{' ...' if args.imgs[1:] else ''}: no image to complete; {why}")
-    kind = chosen or default_kind(opaque)
-    hidden = opaque if kind == "alpha" else make_masks(args, kind, paths, sides, size)
-    holes = masks.holes(kind, hidden, args.window if args.weighting == "neighbours" else None)
+    kind = chosen or default_kind(alphas)
+    made = alphas if kind == "alpha" else make_masks(args, kind, paths, sides, size)
+    holes = masks.holes(kind, made, args.window if args.weighting == "neighbours" else None)
     if unaligned:
         which = f"{unaligned[0]}{f' and {len(unaligned) - 1} more' if unaligned[1:] else ''}"
         print(f"{which}: not an aligned face, as it seems; align.py cuts them out of photos", file=sys.stderr)
     return Images(range(len(paths)), paths, pixels, holes)
 
 
-def default_kind(opaque):
+def default_kind(alphas):
     """The kind of hole where no flag chooses it; raises UserError where some images have transparent parts."""
-    transparent = sum(not alpha.all() for alpha in opaque)
-    if 0 < transparent < len(opaque):
+    transparent = sum(not alpha.all() for alpha in alphas)
+    if 0 < transparent < len(alphas):
         raise cli.UserError(
-            f"--maskType: {transparent} of {len(opaque)} images have transparent parts; alpha fills those and "
+            f"--maskType: {transparent} of {len(alphas)} images have transparent parts; alpha fills those and "
             "leaves out the other images, the other types take them as white"
         )
     return "alpha" if transparent else "center"
@@ -241,6 +240,7 @@ def make_out_dir(args):
 
 def complete_batch(args, dcgan, batch, sample, search_dir, log_dir):
     """Search, refine and blend, and write the pictures of the way; returns the last state and the blended images."""
+    import blend
     import search
 
     images, holes = utils.to_float(batch.pixels), batch.holes
@@ -302,8 +302,7 @@ def follow(states, images, batch, search_dir, log_dir, bar):
                 tf.summary.scalar(name, values.mean(), state.iteration)
             tf.summary.image("completed", frames[-1][None], state.iteration)
             bar.total = state.iterations
-            bar.set_postfix({name: f"{values.mean():.4g}" for name, values in losses.items()}, refresh=False)
-            bar.update(state.iteration - bar.n)
+            bar.set_postfix({name: f"{values.mean():.4g}" for name, values in losses.items()})
     return state, frames
 
 

@@ -35,6 +35,7 @@ class DCGAN:
         self.image_size, self.c_dim, self.z_dim, self.ema = image_size, c_dim, z_dim, ema
         self.precision, self.strategy = precision, tf.distribute.get_strategy()
         self.step = 0  # training steps behind the weights
+        self.compiled = {}  # what search.py compiles for this model, by function
         with ops.precision(precision):
             self.generator = self.build_generator(gf_dim)
             self.discriminator = self.build_discriminator(df_dim)

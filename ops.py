@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-# each use of random numbers has a stream of its own, so that no two share their draws
+# each use of random numbers in training, search and samples has a stream of its own, so that no two share their draws
 STREAMS = {
     "train_size": 116, "epoch": 101, "batch z": 122, "samples": 115, "batch norm": 98,
     "evaluated images": 114, "evaluated z": 118, "first z": 105, "candidates": 99, "jitter": 106,

@@ -81,7 +81,7 @@ def complete(
     while True:
         current = total_losses(dcgan, z, problem)
         best = better(best, z, current)
-        generated, contextual, perceptual = compiled_losses(dcgan, best[0], images, weights, pool)
+        generated, contextual, perceptual = compiled(dcgan, losses_of)(best[0], images, weights, pool)
         state = best[0], generated, composite(images, masks, generated), contextual, perceptual, best[1], current
         yield Completion(done, *(x.numpy() for x in state), iterations)
         if done == iterations:
@@ -90,7 +90,7 @@ def complete(
         while done < goal:
             count = min(WITHOUT_A_WORD[approach], goal - done)
             place = tf.constant(done), tf.constant(count)
-            z, slots, best = iterate(dcgan, approach, z, slots, best, problem, settings, *place)
+            z, slots, best = compiled(dcgan, iterate)(approach, z, slots, best, problem, settings, *place)
             done += count
             progress(done)
 
@@ -102,23 +102,28 @@ def best_start(dcgan, problem, numbers, candidates, seed):
     for k in range(0, candidates - 1, CANDIDATES_AT_ONCE):
         count = min(CANDIDATES_AT_ONCE, candidates - 1 - k)
         z = tf.constant(ops.random_z((count, dcgan.z_dim), seed, "candidates", k))
-        best = best_candidates(dcgan, z, best, problem)
+        best = compiled(dcgan, best_candidates)(z, best, problem)
     return best
 
 
-@tf.function
-def compiled_losses(dcgan, z, images, weights, pool):
-    """`DCGAN.completion_losses` as one compiled function."""
+def compiled(dcgan, function, *others):
+    """A function of a model, and others that follow it, compiled; it is kept with the model, and goes with it."""
+    if function not in dcgan.compiled:
+        dcgan.compiled[function] = tf.function(functools.partial(function, dcgan, *others))
+    return dcgan.compiled[function]
+
+
+def losses_of(dcgan, z, images, weights, pool):
+    """`DCGAN.completion_losses`, to be compiled."""
     return dcgan.completion_losses(z, images, weights, pool)
 
 
 def total_losses(dcgan, z, problem):
     """contextual + lam * perceptual loss, (N,)."""
-    _, contextual, perceptual = compiled_losses(dcgan, z, problem.images, problem.weights, problem.pool)
+    _, contextual, perceptual = compiled(dcgan, losses_of)(z, problem.images, problem.weights, problem.pool)
     return contextual + problem.lam * perceptual
 
 
-@tf.function
 def best_candidates(dcgan, z, best, problem):
     """Where one of z (K, z_dim) fits an image better than `best` does, take it; one forward pass for all images."""
     generated = dcgan.sampler(z, training=False)
@@ -133,7 +138,6 @@ def best_candidates(dcgan, z, best, problem):
     return better(best, tf.gather(z, index), losses)
 
 
-@tf.function
 def iterate(dcgan, approach, z, slots, best, problem, settings, first, count):
     """Move z by `count` iterations from number `first` on, down contextual + lam * perceptual loss.
 
@@ -250,7 +254,7 @@ def refine(dcgan, images, masks, z, steps, *, weights=None, pool=1, lr=6e-4):
     `complete`; returns (N, H, W, C).
     """
     weights = masks if weights is None else weights
-    tuned, optimizer = tunable_copy(dcgan.sampler)
+    tuned, optimizer = tunable_copy(dcgan)
     pretrained, refined = dcgan.sampler.get_weights(), []
     for image in range(len(z)):
         tuned.set_weights(pretrained)
@@ -259,28 +263,28 @@ def refine(dcgan, images, masks, z, steps, *, weights=None, pool=1, lr=6e-4):
         optimizer.learning_rate = lr
         given = [tf.constant(x[image : image + 1], tf.float32) for x in (z, images, weights)]
         for _ in range(steps):
-            refine_step(tuned, optimizer, *given, pool)
+            compiled(dcgan, refine_step, tuned, optimizer)(*given, pool)
         refined.append(tuned(given[0], training=False).numpy())
     return np.concatenate(refined)
 
 
-@functools.lru_cache(maxsize=1)
-def tunable_copy(generator):
-    """The copy of a generator that `refine` tunes, and its optimizer; one for all images, as it is compiled.
+def tunable_copy(dcgan):
+    """The copy of a model's generator that `refine` tunes, and its optimizer; one for all images, as it is compiled.
 
     The last two transposed convolutions stay as they are: tuned to the known pixels, they would weave a pattern
     of single pixels into the hole.
     """
-    tuned = keras.models.clone_model(generator)
+    if tunable_copy in dcgan.compiled:
+        return dcgan.compiled[tunable_copy]
+    tuned = keras.models.clone_model(dcgan.sampler)
     for layer in tuned.layers[-5:]:
         layer.trainable = False
     optimizer = keras.optimizers.Adam()
     optimizer.build(tuned.trainable_variables)
-    return tuned, optimizer
+    return dcgan.compiled.setdefault(tunable_copy, (tuned, optimizer))
 
 
-@tf.function
-def refine_step(tuned, optimizer, z, image, weights, pool):
+def refine_step(dcgan, tuned, optimizer, z, image, weights, pool):
     """One update of the tuned generator on the contextual loss of one image."""
     with tf.GradientTape() as tape:
         generated = ops.mean_pool(tuned(z, training=False), pool)

@@ -85,7 +85,7 @@ def settings(args):
             "cannot follow or be followed by another; leave the flag out, or choose another --checkpoint_dir"
         )
     try:
-        checkpoint.check_memory(config["architecture"])
+        checkpoint.check_memory(config["architecture"], 16)  # float32, with gradients and Adam's two moments
     except MemoryError as error:
         raise cli.UserError(f"--{error}; choose smaller ones") from error
     return config, resumed

@@ -173,8 +173,11 @@ def write_image(path, pixels):
 
     Raises UserError, naming the file, if that fails.
     """
+    kind = Image.registered_extensions().get(Path(path).suffix.lower())
+    if not kind:
+        raise cli.UserError(f"{path}: is no picture by its name; let it end in .png")
     with writing(path) as file:
-        to_picture(pixels).save(file, Image.registered_extensions()[Path(path).suffix])
+        to_picture(pixels).save(file, kind)
 
 
 def write_film(path, frames):
