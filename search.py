@@ -106,10 +106,10 @@ def best_start(dcgan, problem, numbers, candidates, seed):
     return best
 
 
-def compiled(dcgan, function, *others):
-    """A function of a model, and others that follow it, compiled; it is kept with the model, and goes with it."""
+def compiled(dcgan, function):
+    """A function whose first argument is the model, compiled for that; it is kept with the model, and goes with it."""
     if function not in dcgan.compiled:
-        dcgan.compiled[function] = tf.function(functools.partial(function, dcgan, *others))
+        dcgan.compiled[function] = tf.function(functools.partial(function, dcgan))
     return dcgan.compiled[function]
 
 
@@ -263,7 +263,7 @@ def refine(dcgan, images, masks, z, steps, *, weights=None, pool=1, lr=6e-4):
         optimizer.learning_rate = lr
         given = [tf.constant(x[image : image + 1], tf.float32) for x in (z, images, weights)]
         for _ in range(steps):
-            compiled(dcgan, refine_step, tuned, optimizer)(*given, pool)
+            compiled(dcgan, refine_step)(*given, pool)
         refined.append(tuned(given[0], training=False).numpy())
     return np.concatenate(refined)
 
@@ -284,8 +284,9 @@ def tunable_copy(dcgan):
     return dcgan.compiled.setdefault(tunable_copy, (tuned, optimizer))
 
 
-def refine_step(dcgan, tuned, optimizer, z, image, weights, pool):
+def refine_step(dcgan, z, image, weights, pool):
     """One update of the tuned generator on the contextual loss of one image."""
+    tuned, optimizer = tunable_copy(dcgan)
     with tf.GradientTape() as tape:
         generated = ops.mean_pool(tuned(z, training=False), pool)
         loss = ops.contextual_loss(generated, ops.mean_pool(image, pool), weights)
