@@ -1,8 +1,125 @@
 """What joins the found face and the known pixels. Knows nothing of TensorFlow."""
 
+from pathlib import Path
+from typing import NamedTuple
+
+import cli
+
 import numpy as np
+import scipy.linalg
 import scipy.sparse
 import scipy.sparse.linalg
+
+import utils
+
+COVARIANCE = "covariance.npz"  # beside a model
+AXES = 512
+DETAIL = 0.5
+NOISE = 25  # times the variance that the axes leave, which is not white
+
+
+class Covariance(NamedTuple):
+    """A normal distribution of images as vectors of D = H * W * C values in [-1, 1], by its principal axes."""
+
+    mean: np.ndarray  # (D,)
+    axes: np.ndarray  # (D, K), orthonormal
+    variances: np.ndarray  # (K,), along the axes, all above 0
+    rest: float  # the variance that is left in each other direction, the mean over all
+
+
+def fit_covariance(blocks, axes=AXES, passes=4, seed=0):
+    """The mean and the `axes` main principal axes of images, which are read `passes` times.
+
+    blocks: a function that returns an iterable over all images in parts, float32 (N, H, W, C) each, always the same.
+    At most half as many axes as images are taken: what a few images say of more would be chance. Randomized subspace
+    iteration (Halko et al. 2011, algorithm 4.4): no matrix of D x D is made. Returns a `Covariance`.
+    """
+    count, squares, total, shift, basis, product = 0, 0.0, 0.0, None, None, None
+    for k in range(passes):
+        if k:
+            basis, product = scipy.linalg.qr(product, mode="economic", overwrite_a=True)[0], 0.0
+        for images in blocks():
+            x = images.reshape(len(images), -1)
+            if basis is None:
+                axes, shift, product = min(axes, x.shape[1]), x.mean(0), 0.0  # the shift keeps rounding small
+                basis = np.random.default_rng(seed).normal(size=(x.shape[1], min(axes + 64, x.shape[1])))
+                basis = basis.astype(np.float32)
+            x = x - shift
+            product += x.T @ (x @ basis)
+            if not k:
+                count, total, squares = count + len(x), total + x.sum(0, np.float64), squares + float(np.vdot(x, x))
+        mean = (total / count).astype(np.float32)
+        product = product / count - np.outer(mean, mean @ basis)  # the covariance times the basis
+    inner = basis.T @ product
+    variances, rotation = scipy.linalg.eigh((inner + inner.T) / 2)
+    axes = max(1, min(axes, count // 2))
+    variances, rotation = variances[: -axes - 1 : -1], rotation[:, : -axes - 1 : -1]
+    rest = squares / count - float(mean @ mean) - float(variances.sum())
+    variances = np.maximum(variances, 1e-9)
+    return Covariance(shift + mean, basis @ rotation, variances, max(rest, 0.0) / max(1, mean.size - axes))
+
+
+def save_covariance(directory, covariance):
+    """Keep a `Covariance` with the model in a directory, its axes at half precision; raises UserError if that fails."""
+    arrays = {name: np.asarray(value, np.float32) for name, value in covariance._asdict().items()}
+    utils.write_arrays(Path(directory) / COVARIANCE, arrays | {"axes": arrays["axes"].astype(np.float16)})
+
+
+def load_covariance(directory, image_shape):
+    """The `Covariance` kept with the model in a directory, or None; raises UserError if it is not one of its images."""
+    path, size = Path(directory) / COVARIANCE, int(np.prod(image_shape))
+    arrays = utils.read_arrays(path, {"mean": (size,), "axes": (size, None), "variances": (None,), "rest": ()})
+    if arrays is None:
+        return None
+    covariance = Covariance(**arrays)
+    if covariance.axes.shape[1:] != covariance.variances.shape or not (
+        len(covariance.variances) and covariance.variances.min() > 0 and covariance.rest >= 0
+    ):
+        raise cli.UserError(f"{path}: its variances are not those of its axes; remove it and run train-encoder.py")
+    return covariance
+
+
+def gaussian(images, generated, masks, covariance, detail=DETAIL, pool=1):
+    """Mend what `generated` has wrong in the hole by what it has wrong at the known pixels.
+
+    Images and their error G(z) - y are both taken as normal with the covariance of faces, so that the known part tells
+    the most probable hidden part (Bishop 2006, section 12.2): a = (A_k' A_k + s diag(1/v))^-1 A_k' x_k, x_h = A_h a.
+    With P that prediction of the image itself, and r that of y - G(z), the result is P + detail * (G(z) + r - P):
+    `detail` 1 keeps all that the generator drew beyond what is most probable, 0 is the most probable face. On that line
+    lies the best between least error and most natural (Freirich, Michaeli and Meir 2021).
+
+    images, generated: (N, H, W, C) in [-1, 1]; what `images` hold under the hole is never used. masks: (N, H, W, 1).
+    With `pool` above 1 the means of `pool` x `pool` pixels are known instead. Returns float32 (N, H, W, C), to be
+    joined with the known pixels; where nothing is known it is `generated`.
+    """
+    shape = generated.shape[1:]
+    mean, axes = covariance.mean.reshape(shape), covariance.axes.astype(np.float32)
+    noise = max(NOISE * covariance.rest, 1e-4 * float(covariance.variances.min())) / pool**2
+    result, last = [], None
+    for image, face, mask in zip(images, generated, masks, strict=True):
+        known = np.broadcast_to(mask > 0, shape).ravel() if pool == 1 else None
+        if pool == 1 and not known.any():
+            result.append(face)
+            continue
+        if last is None or not np.array_equal(known, last):
+            seen = axes[known] if pool == 1 else pooled(axes.T.reshape(-1, *shape), pool).reshape(axes.shape[1], -1).T
+            factor = scipy.linalg.cho_factor(seen.T @ seen + np.diag(noise / covariance.variances))
+            last = known
+
+        def predict(x, known=known, seen=seen, factor=factor):
+            x = x.ravel()[known] if pool == 1 else pooled(x[None], pool).ravel()
+            return (axes @ scipy.linalg.cho_solve(factor, seen.T @ x)).reshape(shape)
+
+        probable = mean + predict(image - mean)
+        beyond = face - mean - predict(face - mean)
+        result.append(probable + detail * beyond)
+    return np.stack(result).astype(np.float32)
+
+
+def pooled(images, pool):
+    """The means of `pool` x `pool` pixels: (N, H, W, C) -> (N, H / pool, W / pool, C)."""
+    count, height, width, channels = images.shape
+    return images.reshape(count, height // pool, pool, width // pool, pool, channels).mean((2, 4))
 
 
 def poisson(image, generated, mask):

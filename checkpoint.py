@@ -44,6 +44,31 @@ TRAINING = {
         "what layers compute in; auto: what is fastest without harm",
     ),
 }
+ENCODER_TRAINING = TRAINING | {"learning_rate": (TRAINING["learning_rate"][0], 0.0005, "first step size of Adam")}
+
+
+def add_settings(group, table):
+    """Give a parser a flag for each entry of a table; one that is not given is None."""
+    shown = {"image_size": "SIZE", "c_dim": "{1,3}", "precision": f"{{auto,{','.join(PRECISIONS)}}}"}
+    for name, (parse, default, text) in table.items():
+        options = dict(action=argparse.BooleanOptionalAction) if name == "flip" else dict(type=parse)
+        options |= dict(metavar=shown[name]) if name in shown else {}
+        group.add_argument(f"--{name}", help=f"{text} ({default})", **options)
+
+
+def settings(args, table, saved):
+    """The value of each entry of a table: the flag given, else what is `saved` with the model, else the default."""
+    given = {name: getattr(args, name) for name in table if getattr(args, name) is not None}
+    return {name: default for name, (_, default, _) in table.items()} | saved | given
+
+
+def check_precision(flag, directory, saved, wanted):
+    """Raise UserError if a run with one precision, `saved` or None, cannot go on with the one that is wanted."""
+    if saved and saved != wanted and "mixed_float16" in (saved, wanted):
+        raise cli.UserError(
+            f"--precision {wanted}: the run in {directory} has {saved}, and mixed_float16 cannot follow or be followed "
+            f"by another; leave the flag out, or choose another {flag}"
+        )
 
 
 def find(directory):
@@ -186,6 +211,19 @@ def save(directory, networks, numbers, optimizers, keep=3):
             remove(path)
 
 
+def publish(directory, architecture, networks, numbers):
+    """Write networks that are at half precision, without the state of their training, to a new directory.
+
+    Raises UserError if the directory is not empty, or, before it is made, if a weight is too large for half precision.
+    """
+    for variable in itertools.chain.from_iterable(network.variables for network in networks.values()):
+        if not math.isfinite(float(abs(variable.numpy().astype("float32")).max())):
+            raise cli.UserError(f"export: {variable.path} does not fit into half precision")
+    directory = utils.make_directory(directory, "export", empty=True)
+    write_config(directory, {"architecture": architecture, "weights": "float16"})
+    save(directory, networks, numbers, {}, keep=1)
+
+
 def restore(directory, networks, names=("step",), optimizers=None):
     """Read the newest good checkpoint, ours or one of the original code, into networks, and optimizers if any.
 
@@ -216,22 +254,22 @@ def restore(directory, networks, names=("step",), optimizers=None):
     raise cli.UserError(f"{directory}: holds no readable checkpoint; choose another directory, or train anew")
 
 
-def keep_best(directory, config, swd, networks, numbers, optimizers):
-    """Write a checkpoint to `directory`, in place of the one there, if its sampler's distance `swd` is smaller.
+def keep_best(directory, config, measure, value, networks, numbers, optimizers):
+    """Write a checkpoint to `directory`, in place of the one there, if the `value` of its `measure` is smaller.
 
-    Distances are comparable between runs with the same seed, number of images and networks; else the new one is kept.
+    Values are comparable between runs with the same seed, number of images and networks; else the new one is kept.
     """
     try:
         best = json.loads((directory / "config.json").read_text())
-        comparable = all(best[name] == config[name] for name in ("architecture", "images"))
+        comparable = all(best.get(name) == config.get(name) for name in ("architecture", "images", "generator"))
         comparable &= best["training"]["seed"] == config["training"]["seed"]
         comparable &= find(directory) == [str(directory / f"ckpt-{best['step']}")]
-        smallest = best["swd"] + 0.0 if comparable else math.inf
+        smallest = best[measure] + 0.0 if comparable else math.inf
     except (OSError, KeyError, TypeError, ValueError, RecursionError):  # there is none, or a killed run left half of it
         smallest = math.inf
-    if swd < smallest:
+    if value < smallest:
         save(directory, networks, numbers, optimizers, keep=1)
-        write_config(directory, {**config, "step": numbers["step"], "swd": swd})
+        write_config(directory, {**config, "step": numbers["step"], measure: value})
 
 
 def lock(directory, flag):

@@ -32,6 +32,7 @@ SEARCH = {
     "momentum": "momentum",
     "lam": "lam",
     "candidates": "candidates",
+    "prior": "prior",
     "hmcBeta": "hmc_beta",
     "hmcEps": "hmc_eps",
     "hmcL": "hmc_l",
@@ -70,12 +71,14 @@ def parse_args():
 
     add = parser.add_argument_group("the search for z").add_argument
     add("--approach", choices=["momentum", "adam", "hmc"], help="update rule (momentum)")
-    add("--nIter", type=count, metavar="N", help="iterations (200)")
+    add("--start", choices=["encoder", "candidates"], help="what z to begin with (encoder, where the model has one)")
+    add("--prior", type=cli.number(float, 0, 10**6), metavar="MU", help="cost of leaving what the encoder guessed (10)")
+    add("--nIter", type=cli.number(int, 0, 10**9), metavar="N", help="iterations (from the encoder's z 20, else 200)")
     add("--lr", type=step, help="first step size (adam: 0.1; momentum: 3 / sum of the weights)")
     add("--schedule", choices=["cosine", "constant"], help="how the step size goes on (cosine, to 0)")
     add("--momentum", type=cli.number(float, 0, 0.9999), help="momentum (0.9)")
     add("--lam", type=cli.number(float, 0, 10**6), help="weight of the perceptual loss (0.1)")
-    add("--candidates", type=count, metavar="K", help="start from the best of K random z (2048)")
+    add("--candidates", type=count, metavar="K", help="the best of K random z is where candidates start (2048)")
     add("--weighting", choices=["none", "neighbours"], default="none", help="what known pixels count (%(default)s)")
     add("--window", type=cli.number(int, 3, 511), default=7, help="side of the neighbourhood, odd (%(default)s)")
     add("--hmcBeta", type=step, help="inverse temperature of hmc (0.2)")
@@ -85,10 +88,24 @@ def parse_args():
 
     add = parser.add_argument_group("the result").add_argument
     add("--refine", type=cli.number(int, 0), default=0, metavar="N", help="fine-tune G to each image for N steps (0)")
-    add("--blend", choices=["poisson", "none"], default="poisson", help="how the seam is hidden (%(default)s)")
+    add(
+        "--blend",
+        choices=["gaussian", "poisson", "none"],
+        help="how G(z) is fitted to the image (gaussian where the model has a covariance, else poisson)",
+    )
+    add("--detail", type=share, help="how much of G(z) gaussian keeps, from the most probable face to G(z) (0.5)")
     add("--samples", type=count, default=1, metavar="S", help="different completions of each image (%(default)s)")
     add("--outInterval", type=count, metavar="N", help="iterations between pictures (20)")
     return parser, parser.parse_args()
+
+
+class Model(NamedTuple):
+    """What completes: a DCGAN, and what was learned beside it as far as it is used."""
+
+    dcgan: object
+    encoder: object  # or None: the search starts from candidates
+    covariance: object  # or None
+    blend: str  # "gaussian", "poisson" or "none"
 
 
 class Images(NamedTuple):
@@ -191,11 +208,10 @@ def complete(args):
 
     with cli.quiet_tensorflow():
         import ops
-        from model import DCGAN
 
         device = ops.use_device()
-    dcgan = DCGAN.load(directory)
-    print(f"{device}\n{checkpoint.describe(directory, dcgan.step)}")
+    model = load(args, directory)
+    print(f"{device}\n{checkpoint.describe(directory, model.dcgan.step)}")
 
     zs, rows = [], []
     with ops.memory_and_disk("--batchSize, --log_dir"):
@@ -206,9 +222,9 @@ def complete(args):
             finals = []
             for sample in range(args.samples):
                 place = Path(folder, f"sample_{sample:02d}" if args.samples > 1 else "")
-                last, final = complete_batch(args, dcgan, batch, sample, out_dir / place, log_dir / place)
+                last, final = complete_batch(args, model, batch, sample, out_dir / place, log_dir / place)
                 suffix = f"_{sample}" if args.samples > 1 else ""
-                rows += write_results(batch, suffix, last, final, out_dir, args.blend != "none")
+                rows += write_results(batch, suffix, last, final, out_dir, model.blend != "none")
                 finals.append(final)
                 zs.append(last.z)
             if args.samples > 1:
@@ -219,11 +235,43 @@ def complete(args):
     with utils.writing(out_dir / "z.npy") as file:
         np.save(file, np.concatenate(zs))
     means = metrics.write(out_dir / "metrics.csv", rows)
-    result = "plain" if args.blend == "none" else "blended"
+    result = "plain" if model.blend == "none" else "blended"
     quality = f"contextual loss {means['contextual']:.0f}"
     if f"{result}_psnr_hole" in means:
-        quality = f"in the hole PSNR {means[f'{result}_psnr_hole']:.2f} dB, SSIM {means[f'{result}_ssim_hole']:.3f}"
+        psnr, ssim, sharpness = (means[f"{result}_{name}_hole"] for name in ("psnr", "ssim", "sharpness"))
+        quality = f"in the hole PSNR {psnr:.2f} dB, SSIM {ssim:.3f}, sharpness {sharpness:.2f}"
     print(f"{out_dir / 'final'}: {len(rows)} completed; mean {quality}; each in {out_dir / 'metrics.csv'}")
+
+
+def load(args, directory):
+    """The `Model` in a directory, and how it is used here; says so where its encoder is of an older generator.
+
+    Raises UserError where a flag needs what the model does not have.
+    """
+    import blend
+    from encoder import Encoder
+    from model import DCGAN
+
+    dcgan = DCGAN.load(directory)
+    renew = f"./train-encoder.py --checkpointDir {directory} --dataset DIR"
+    start, encoder = args.start or args.candidates and "candidates", None
+    if start != "candidates":
+        encoder, older = Encoder.load(directory, dcgan)
+        what = "its encoder is of another generator" if older else "it has no encoder"
+        if start == "encoder" and not encoder:
+            raise cli.UserError(f"--start encoder: {directory}: {what}; {renew} makes one")
+        if older:
+            print(f"{directory}: {what}, so candidates are the start; {renew} renews it", file=sys.stderr)
+    if args.prior is not None and not encoder:
+        raise cli.UserError("--prior: is for --start encoder, and with that a model that has one; leave it out")
+    covariance = None
+    if args.blend in (None, "gaussian"):
+        covariance = blend.load_covariance(directory, (dcgan.image_size, dcgan.image_size, dcgan.c_dim))
+        if args.blend and covariance is None:
+            raise cli.UserError(f"--blend gaussian: {directory} has no {blend.COVARIANCE}; {renew} makes one")
+    if args.detail is not None and covariance is None:
+        raise cli.UserError(f"--detail: is for --blend gaussian, and with that a model that has {blend.COVARIANCE}")
+    return Model(dcgan, encoder, covariance, args.blend or ("gaussian" if covariance else "poisson"))
 
 
 def make_out_dir(args):
@@ -238,7 +286,7 @@ def make_out_dir(args):
     return utils.make_directory(args.outDir, "--outDir", empty=True)
 
 
-def complete_batch(args, dcgan, batch, sample, search_dir, log_dir):
+def complete_batch(args, model, batch, sample, search_dir, log_dir):
     """Search, refine and blend, and write the pictures of the way; returns the last state and the blended images."""
     import blend
     import search
@@ -246,26 +294,38 @@ def complete_batch(args, dcgan, batch, sample, search_dir, log_dir):
     images, holes = utils.to_float(batch.pixels), batch.holes
     settings = {name: getattr(args, flag) for flag, name in SEARCH.items() if getattr(args, flag) is not None}
     settings |= dict(weights=holes.weights, pool=holes.pool, seed=args.seed + sample)
-    bar = tqdm(unit="it", desc=search_dir.name, dynamic_ncols=True)
-    settings["progress"] = lambda iterations: bar.update(iterations - bar.n)
+    if model.encoder:
+        settings["start"] = model.encoder.guess(*holes.known(images))
+        if sample:
+            settings["start"] = search.others_near(settings["start"], settings["seed"], batch.numbers)
+    bar = tqdm(unit="step", desc=search_dir.name, dynamic_ncols=True)
+
+    def progress(done, total):
+        bar.total = total
+        bar.update(done - bar.n)
+
     with bar:
-        states = search.complete(dcgan, images, holes.masks, batch.numbers, **settings)
+        states = search.complete(model.dcgan, images, holes.masks, batch.numbers, progress=progress, **settings)
         found, frames = follow(states, images, batch, search_dir, log_dir, bar)
     last = found
     if args.refine:
         options = dict(weights=holes.weights, pool=holes.pool)
-        generated = search.refine(dcgan, images, holes.masks, found.z, args.refine, **options)
+        generated = search.refine(model.dcgan, images, holes.masks, found.z, args.refine, **options)
         completed = search.composite(images, holes.masks, generated).numpy()
         last = found._replace(generated=generated, completed=completed)
     final = last.completed
-    if args.blend != "none":
-        final = np.stack(list(map(blend.poisson, images, last.generated, holes.masks)))
+    if model.blend != "none":
+        fitted = last.generated
+        if model.covariance and holes.kind != "full":
+            detail = {} if args.detail is None else {"detail": args.detail}
+            fitted = blend.gaussian(images, fitted, holes.masks, model.covariance, pool=holes.pool, **detail)
+        final = np.stack(list(map(blend.poisson, images, fitted, holes.masks)))
     utils.write_film(search_dir / "completion.gif", [*frames, utils.image_grid(final)])
     views = {"original": images} if holes.truth_known else {}
     views |= {"masked": holes.show(images), "generated": found.generated}
     views |= {"refined": last.generated} if args.refine else {}
     views |= {"composite": last.completed}
-    views |= {"blended": final} if args.blend != "none" else {}
+    views |= {"blended": final} if model.blend != "none" else {}
     utils.write_image(search_dir / "summary.png", utils.labelled_rows(views))
     return last, final
 
@@ -301,7 +361,6 @@ def follow(states, images, batch, search_dir, log_dir, bar):
             for name, values in losses.items():
                 tf.summary.scalar(name, values.mean(), state.iteration)
             tf.summary.image("completed", frames[-1][None], state.iteration)
-            bar.total = state.iterations
             bar.set_postfix({name: f"{values.mean():.4g}" for name, values in losses.items()})
     return state, frames
 

@@ -44,15 +44,31 @@ class ImageFolder:
                     good.append(i)
         if not good:
             raise cli.UserError(f"--dataset {directory}: none of its {len(self.paths)} images can be read; see above")
-        if cached and len(good) < len(self.paths):
-            for new, old in enumerate(good):
-                self.images[new] = self.images[old]
-            self.images = self.images[: len(good)]
-        self.paths = [self.paths[i] for i in good]
+        self._keep(good)
         self.broken, self.error = set(), None  # since then
 
     def __len__(self):
         return len(self.paths)
+
+    def _keep(self, numbers):
+        """Drop all images but those of these numbers, in rising order, without a copy of what is in memory."""
+        if self.images is not None and len(numbers) < len(self.paths):
+            for new, old in enumerate(numbers):
+                self.images[new] = self.images[old]
+            self.images = self.images[: len(numbers)]
+        self.paths = [self.paths[i] for i in numbers]
+
+    def take_apart(self, count, seed):
+        """Take `count` images, drawn by `seed`, out of the folder: uint8 (count, H, W, C), in no epoch from now on."""
+        chosen = ops.rng(seed, "apart").choice(len(self), count, replace=False)
+        apart = np.stack([self.read(i) for i in chosen])
+        self._keep(np.setdiff1d(np.arange(len(self)), chosen))
+        return apart
+
+    def blocks(self, count=1024):
+        """Yield all images in order, float32 (count, H, W, C) in [-1, 1], the last time maybe fewer."""
+        for start in range(0, len(self), count):
+            yield utils.to_float([self.read(i) for i in range(start, min(start + count, len(self)))])
 
     def _decode(self, i):
         return utils.read_image(self.paths[i], self.shape[0], self.shape[2])

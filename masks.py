@@ -9,12 +9,17 @@ import cli
 
 import numpy as np
 import scipy.ndimage
-from PIL import Image
+from PIL import Image, ImageDraw
 
 import utils
 
 TYPES = ["center", "random", "left", "right", "top", "bottom", "grid", "lowres", "full"]
 LOWRES = 8  # squares each way
+# how often `draw` draws what
+DRAWN = {
+    "center": 0.2, "random": 0.15, "half": 0.25, "grid": 0.03, "boxes": 0.15, "strokes": 0.18, "lowres": 0.03,
+    "full": 0.01,
+}  # fmt: skip
 
 
 def make(kind, size, center_scale=0.25, fraction=0.2, seed=(0,)):
@@ -38,6 +43,29 @@ def make(kind, size, center_scale=0.25, fraction=0.2, seed=(0,)):
     if kind == "grid":
         mask[::4, ::4] = 1
     return mask
+
+
+def draw(size, rng):
+    """A hole at random, by NumPy's generator `rng`: its kind and its mask. So `train-encoder.py` hides images.
+
+    It is one of the `TYPES`, in any size, up to four "boxes", or up to six "strokes" of a brush.
+    """
+    kind = rng.choice(list(DRAWN), p=list(DRAWN.values()))
+    if kind == "half":
+        kind = rng.choice(["left", "right", "top", "bottom"])
+    if kind not in ("boxes", "strokes"):
+        return kind, make(kind, size, rng.uniform(0.1, 0.4), rng.uniform(0.1, 0.95), rng.integers(2**32, size=2))
+    picture = Image.new("L", (size, size), 1)
+    brush, count = ImageDraw.Draw(picture), rng.integers(1, 5 if kind == "boxes" else 7)
+    for _ in range(count):
+        if kind == "boxes":
+            (left, top), (width, height) = rng.uniform(-0.1, 0.9, 2) * size, rng.uniform(0.1, 0.5, 2) * size
+            brush.rectangle((left, top, left + width, top + height), 0)
+        else:
+            places = rng.uniform(-0.1, 1.1, (rng.integers(2, 6), 2)) * size
+            brush.line([*map(tuple, places)], 0, max(1, round(size * rng.uniform(0.02, 0.15))), "curve")
+    mask = np.asarray(picture, np.float32)[..., None]
+    return (kind, mask) if mask.any() and not mask.all() else draw(size, rng)
 
 
 def check(mask, source):
@@ -121,6 +149,15 @@ class Holes(NamedTuple):
     def of(self, numbers):
         """The holes of the images of these numbers, a slice."""
         return self._replace(masks=self.masks[numbers], weights=self.weights[numbers])
+
+    def known(self, images):
+        """What an encoder sees of images (N, size, size, C): them where they are known, else 0; and 1 there, else 0.
+
+        Of "lowres" it is the means, known nowhere. What lies under a hole has no say, whatever it is.
+        """
+        if self.kind == "full":
+            return images, np.ones_like(self.masks)
+        return pixelate(images) if self.kind == "lowres" else np.where(self.masks > 0, images, 0), self.masks
 
     def show(self, images):
         """What is known of images (N, size, size, C), as pictures: all but the hole, in grey; or all, or means."""

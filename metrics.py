@@ -11,6 +11,8 @@ import scipy.ndimage
 
 import utils
 
+GREY = np.array([0.299, 0.587, 0.114])  # of red, green and blue, ITU-R BT.601
+
 
 def psnr(image, truth, where=None):
     """Peak signal-to-noise ratio in dB over the pixels of the boolean `where` (H, W), or all; inf if they are equal."""
@@ -37,6 +39,21 @@ def ssim(image, truth, where=None):
     similarity = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     similarity /= (mean_x**2 + mean_y**2 + c1) * (variances + c2)
     return float(similarity[5:-5, 5:-5].mean() if where is None else similarity[where].mean())
+
+
+def sharpness(image, truth, where):
+    """How much neighbouring grey values differ inside the boolean `where` (H, W), on average, relative to the truth.
+
+    1 is as sharp, below it is a blur. Pairs count of which both pixels are inside; nan where the truth has none that
+    differ.
+    """
+    image, truth = (x @ GREY if x.shape[-1] == 3 else x[..., 0].astype(float) for x in (image, truth))
+    total = np.zeros(2)
+    for axis in (0, 1):
+        inside = np.diff(where.astype(int), axis=axis) == 0
+        inside &= where[1:] if axis == 0 else where[:, 1:]
+        total += [np.abs(np.diff(x, axis=axis))[inside].sum() for x in (image, truth)]
+    return float(total[0] / total[1]) if total[1] else float("nan")
 
 
 def sliced_wasserstein(real, generated, seed=0, patches=128, directions=512):
@@ -81,18 +98,24 @@ def _patches(images, count, rng):
 
 
 def compare(name, image, truth, hole):
-    """PSNR and SSIM of `image` inside the boolean `hole` (H, W) and over all, as {"NAME_psnr_hole": ...}."""
-    values = psnr(image, truth, hole), ssim(image, truth, hole), psnr(image, truth), ssim(image, truth)
-    return dict(zip([f"{name}_{key}" for key in ("psnr_hole", "ssim_hole", "psnr", "ssim")], values, strict=True))
+    """PSNR and SSIM of `image` inside the boolean `hole` (H, W) and over all, and its sharpness in the hole.
+
+    A dict, {"NAME_psnr_hole": ...}.
+    """
+    values = psnr(image, truth, hole), ssim(image, truth, hole), sharpness(image, truth, hole)
+    keys = [f"{name}_{key}" for key in ("psnr_hole", "ssim_hole", "sharpness_hole", "psnr", "ssim")]
+    return dict(zip(keys, (*values, psnr(image, truth), ssim(image, truth)), strict=True))
 
 
 def write(path, rows):
     """Write rows, dicts of a name and numbers, as a CSV file that ends in a row of means; returns the means.
 
+    What is nan in a row has no part in its mean.
     Raises UserError, naming the file, if that fails.
     """
     label, *names = rows[0]
-    means = {name: float(np.mean([row[name] for row in rows])) for name in names}
+    columns = {name: np.array([row[name] for row in rows], float) for name in names}
+    means = {name: float(np.mean(x[~np.isnan(x)])) if (x == x).any() else float("nan") for name, x in columns.items()}
     with utils.writing(path, "x", **utils.TABLE) as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()

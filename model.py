@@ -1,13 +1,15 @@
 """The method: a DCGAN (Radford et al. 2016) and image completion with it (Yeh et al. 2017, after Amos 2016).
 
     dcgan = DCGAN(image_size=64, c_dim=3, z_dim=100, gf_dim=64, df_dim=64)
-    Run(dcgan, ImageFolder("data/mine/aligned", 64, 3), epoch=25, ...).train()
+    GANRun(dcgan, ImageFolder("data/mine/aligned", 64, 3), epoch=25, ...).train()
 
     dcgan = DCGAN.load("checkpoints/mine")
     *_, last = search.complete(dcgan, images, masks, ...)     # last.completed holds the pictures
 
 Images are float32 (N, H, W, C) in [-1, 1], masks float32 (N, H, W, 1) with 1 = known and 0 = to fill.
 """
+
+import hashlib
 
 import cli
 
@@ -17,7 +19,6 @@ import tensorflow as tf
 
 import checkpoint
 import ops
-import utils
 
 
 class DCGAN:
@@ -202,14 +203,17 @@ class DCGAN:
         is too large for half precision.
         """
         half = DCGAN(**{**self.architecture, "ema": 0.0}, precision="float16")
-        with np.errstate(over="ignore"):  # it is told of below
+        with np.errstate(over="ignore"):  # it is told of
             half.start_from(self)
-        for variable in half.generator.variables + half.discriminator.variables:
-            if not np.isfinite(variable.numpy()).all():
-                raise cli.UserError(f"export: {variable.path} does not fit into half precision")
-        directory = utils.make_directory(directory, "export", empty=True)
-        checkpoint.write_config(directory, {"architecture": half.architecture, "weights": "float16"})
-        checkpoint.save(directory, half.networks, {"step": self.step}, {}, keep=1)
+        checkpoint.publish(directory, half.architecture, half.networks, {"step": self.step})
+
+    def fingerprint(self):
+        """A whole number by which to tell the generator that completes from others; the same after an export."""
+        digest = hashlib.sha256()
+        for variable in self.sampler.trainable_variables:
+            half = variable.numpy().astype(np.float16)
+            digest.update(np.where(abs(half) < 2**-13, 0, half).tobytes())  # what machines may round to 0 is 0
+        return int.from_bytes(digest.digest()[:7], "big")
 
     def draw(self, z, network=None):
         """G(z) of many z (N, z_dim), 64 at a time, by the sampler or another network: (N, H, W, C) in [-1, 1]."""

@@ -23,6 +23,7 @@ import tensorflow as tf
 import ops
 
 CANDIDATES_AT_ONCE = 64
+ITERATIONS, ITERATIONS_FROM_ENCODER = 200, 20  # by default
 WITHOUT_A_WORD = {"momentum": 20, "adam": 20, "hmc": 1}  # iterations in which neither Ctrl-C nor `progress` is heard
 
 
@@ -35,7 +36,7 @@ class Completion(NamedTuple):
     completed: np.ndarray  # M*y + (1-M)*G(z), images
     contextual: np.ndarray  # (N,)
     perceptual: np.ndarray  # (N,)
-    total: np.ndarray  # (N,), contextual + lam * perceptual
+    total: np.ndarray  # (N,), contextual + lam * perceptual + prior * |z - start|^2
     current: np.ndarray  # (N,), the total loss of the latest iterate, where all else is of the best
     iterations: int  # of the whole search
 
@@ -47,12 +48,14 @@ class Problem(NamedTuple):
     weights: tf.Tensor
     pool: int
     lam: tf.Tensor  # weight of the perceptual loss
+    expected: tf.Tensor  # (N, z_dim), the z that an encoder guessed
+    prior: tf.Tensor  # what the squared distance to that costs
 
 
 def complete(
-    dcgan, images, masks, numbers=None, *, weights=None, pool=1, approach="momentum", iterations=200, lr=None,
-    schedule="cosine", momentum=0.9, lam=0.1, candidates=2048, hmc_beta=0.2, hmc_eps=0.001, hmc_l=100, hmc_anneal=1.0,
-    interval=20, seed=0, progress=lambda iterations: None,
+    dcgan, images, masks, numbers=None, *, weights=None, pool=1, start=None, prior=10.0, approach="momentum",
+    iterations=None, lr=None, schedule="cosine", momentum=0.9, lam=0.1, candidates=2048, hmc_beta=0.2, hmc_eps=0.001,
+    hmc_l=100, hmc_anneal=1.0, interval=20, seed=0, progress=lambda done, total: None,
 ):  # fmt: skip
     """Fill the unknown part of `images`; yields a Completion at the start, each `interval` iterations and the end.
 
@@ -62,12 +65,16 @@ def complete(
     used. numbers: whole numbers that, with `seed`, decide each image's random draws, 0 to N - 1 by default. weights,
     pool: see `DCGAN.completion_losses`; the masks by default. approach: one of `RULES`. lr: the first step size, which
     falls to 0 along a cosine unless `schedule` is "constant"; by default 0.1 for adam, and for momentum 3 over the sum
-    of the weights of all channels, as the gradient grows with it. candidates: the search starts from the best of that
-    many random z. progress: is told the number of iterations done, more often than what is yielded.
+    of the weights of all channels, as the gradient grows with it. start: z (N, z_dim) to start from, as an encoder
+    guesses them, and `prior` what their squared distance to z costs; without it the search starts from the best of
+    `candidates` random z. iterations: 200, or 20 with a start, by default. progress: is told how many steps are done,
+    and of how many, more often than what is yielded.
     """
     numbers = range(len(images)) if numbers is None else numbers
     images, masks = (tf.convert_to_tensor(x, tf.float32) for x in (images, masks))
     weights = masks if weights is None else tf.convert_to_tensor(weights, tf.float32)
+    if iterations is None:
+        iterations = ITERATIONS if start is None else ITERATIONS_FROM_ENCODER
     if lr is None:
         lr = 0.1 if approach == "adam" else 3 / (dcgan.c_dim * tf.reduce_sum(weights, [1, 2]))  # (N, 1)
     settings = dict(lr=lr, momentum=momentum, iterations=iterations)
@@ -75,15 +82,45 @@ def complete(
     settings = {name: tf.convert_to_tensor(value, tf.float32) for name, value in settings.items()}
     settings |= {"anneal": tf.constant(schedule == "cosine"), "hmc_l": tf.constant(hmc_l)}
 
-    problem = Problem(images, weights, pool, tf.convert_to_tensor(lam, tf.float32))
-    best = best_start(dcgan, problem, numbers, candidates, seed)
-    z, slots, done = best[0], first_slots(approach, best[0], [(seed, number) for number in numbers]), 0
+    lam, prior = (tf.convert_to_tensor(value, tf.float32) for value in (lam, prior if start is not None else 0))
+    guess = tf.zeros((len(images), dcgan.z_dim)) if start is None else tf.clip_by_value(start, -1.0, 1.0)
+    problem = Problem(images, weights, pool, lam, guess, prior)
+    draws = -(-(candidates - 1) // CANDIDATES_AT_ONCE) if start is None else 0
+
+    def tell(done):
+        progress(done, draws + iterations)
+
+    if start is None:
+        best = best_start(dcgan, problem, numbers, candidates, seed, tell)
+    else:
+        best = guess, total_losses(dcgan, guess, problem)
+    slots = first_slots(approach, best[0], [(seed, number) for number in numbers])
+    for state in descend(
+        dcgan, problem, approach, best, slots, settings, iterations, interval, lambda i: tell(draws + i)
+    ):
+        yield state._replace(completed=composite(images, masks, state.generated).numpy())
+
+
+def others_near(start, seed, numbers):
+    """Other z, from which other completions of the same images come, than the `start` (N, z_dim) of an encoder.
+
+    An encoder guesses the mean of all z that are possible. z is uniform, so its variance is 1/3; what of that the guess
+    leaves open is drawn at random.
+    """
+    spread = np.sqrt(np.maximum(1 / 3 - np.mean(start**2, 1, keepdims=True), 0))
+    draws = np.stack([ops.rng(seed, "first z", number).normal(size=start.shape[1]) for number in numbers])
+    return np.clip(start + spread * draws, -1, 1).astype(np.float32)
+
+
+def descend(dcgan, problem, approach, best, slots, settings, iterations, interval, progress):
+    """The search from the z of `best` on, by the rule `approach`; yields as `complete` does, but for `completed`."""
+    z, done = best[0], 0
     while True:
         current = total_losses(dcgan, z, problem)
         best = better(best, z, current)
-        generated, contextual, perceptual = compiled(dcgan, losses_of)(best[0], images, weights, pool)
-        state = best[0], generated, composite(images, masks, generated), contextual, perceptual, best[1], current
-        yield Completion(done, *(x.numpy() for x in state), iterations)
+        found = compiled(dcgan, losses_of)(best[0], problem.images, problem.weights, problem.pool)
+        z_found, generated, contextual, perceptual, *totals = (x.numpy() for x in (best[0], *found, best[1], current))
+        yield Completion(done, z_found, generated, None, contextual, perceptual, *totals, iterations)
         if done == iterations:
             return
         goal = min(done + interval, iterations)
@@ -95,7 +132,7 @@ def complete(
             progress(done)
 
 
-def best_start(dcgan, problem, numbers, candidates, seed):
+def best_start(dcgan, problem, numbers, candidates, seed, progress):
     """The best of random z for each image, and its total loss: one z of the image's own, the others for all images."""
     z = tf.stack([ops.random_z(dcgan.z_dim, seed, "first z", number) for number in numbers])
     best = z, total_losses(dcgan, z, problem)
@@ -103,6 +140,7 @@ def best_start(dcgan, problem, numbers, candidates, seed):
         count = min(CANDIDATES_AT_ONCE, candidates - 1 - k)
         z = tf.constant(ops.random_z((count, dcgan.z_dim), seed, "candidates", k))
         best = compiled(dcgan, best_candidates)(z, best, problem)
+        progress(k // CANDIDATES_AT_ONCE + 1)
     return best
 
 
@@ -119,9 +157,14 @@ def losses_of(dcgan, z, images, weights, pool):
 
 
 def total_losses(dcgan, z, problem):
-    """contextual + lam * perceptual loss, (N,)."""
+    """The `total` of z, compiled."""
     _, contextual, perceptual = compiled(dcgan, losses_of)(z, problem.images, problem.weights, problem.pool)
-    return contextual + problem.lam * perceptual
+    return total(z, contextual, perceptual, problem)
+
+
+def total(z, contextual, perceptual, problem):
+    """contextual + lam * perceptual loss + prior * |z - start|^2, (N,)."""
+    return contextual + problem.lam * perceptual + problem.prior * tf.reduce_sum((z - problem.expected) ** 2, 1)
 
 
 def best_candidates(dcgan, z, best, problem):
@@ -139,7 +182,7 @@ def best_candidates(dcgan, z, best, problem):
 
 
 def iterate(dcgan, approach, z, slots, best, problem, settings, first, count):
-    """Move z by `count` iterations from number `first` on, down contextual + lam * perceptual loss.
+    """Move z by `count` iterations from number `first` on, down the `total` loss.
 
     `best` is the pair of z and total loss of each image's best iterate so far; returns z, slots and best. The losses
     of the images are summed, not averaged: each image's z moves as if it were alone.
@@ -149,7 +192,7 @@ def iterate(dcgan, approach, z, slots, best, problem, settings, first, count):
         with tf.GradientTape() as tape:
             tape.watch(z)
             _, contextual, perceptual = dcgan.completion_losses(z, problem.images, problem.weights, problem.pool)
-            losses = contextual + problem.lam * perceptual
+            losses = total(z, contextual, perceptual, problem)
         return losses, tape.gradient(losses, z)
 
     for i in tf.range(first, first + count):

@@ -34,12 +34,7 @@ def parse_args():
     add("--deterministic", action="store_true", help="the same bits in every run, where TensorFlow can; slower")
 
     group = parser.add_argument_group("settings kept with the model", "a resumed run goes on with them")
-    add = group.add_argument
-    shown = {"image_size": "SIZE", "c_dim": "{1,3}", "precision": f"{{auto,{','.join(checkpoint.PRECISIONS)}}}"}
-    for name, (parse, default, text) in (checkpoint.TRAINING | checkpoint.ARCHITECTURE).items():
-        options = dict(action=argparse.BooleanOptionalAction) if name == "flip" else dict(type=parse)
-        options |= dict(metavar=shown[name]) if name in shown else {}
-        add(f"--{name}", help=f"{text} ({default})", **options)
+    checkpoint.add_settings(group, checkpoint.TRAINING | checkpoint.ARCHITECTURE)
     return parser, parser.parse_args()
 
 
@@ -67,10 +62,8 @@ def settings(args):
             raise cli.UserError(f"--init {args.init}: holds no model; choose another directory")
         saved["architecture"] = checkpoint.read_config(args.init)["architecture"]
         del saved["architecture"]["ema"]  # no part of the networks
-    config = {}
-    for part, table in (("architecture", checkpoint.ARCHITECTURE), ("training", checkpoint.TRAINING)):
-        given = {name: getattr(args, name) for name in table if getattr(args, name) is not None}
-        config[part] = {name: default for name, (_, default, _) in table.items()} | saved[part] | given
+    tables = {"architecture": checkpoint.ARCHITECTURE, "training": checkpoint.TRAINING}
+    config = {part: checkpoint.settings(args, table, saved[part]) for part, table in tables.items()}
     flag = "checkpoint_dir" if resumed else "init"
     for name, value in saved["architecture"].items():
         if config["architecture"][name] != value:
@@ -78,12 +71,8 @@ def settings(args):
                 f"--{name} {config['architecture'][name]}: the model in {getattr(args, flag)} has {name} {value}; "
                 f"leave the flag out, or choose another --{flag}"
             )
-    precisions = saved["training"].get("precision"), config["training"]["precision"]
-    if resumed and precisions[0] != precisions[1] and "mixed_float16" in precisions:
-        raise cli.UserError(
-            f"--precision {precisions[1]}: the run in {args.checkpoint_dir} has {precisions[0]}, and mixed_float16 "
-            "cannot follow or be followed by another; leave the flag out, or choose another --checkpoint_dir"
-        )
+    precision = config["training"]["precision"]
+    checkpoint.check_precision("--checkpoint_dir", args.checkpoint_dir, saved["training"].get("precision"), precision)
     try:
         checkpoint.check_memory(config["architecture"], 16)  # float32, with gradients and Adam's two moments
     except MemoryError as error:
@@ -113,7 +102,7 @@ def train(args):
         import ops
         from dataset import ImageFolder
         from model import DCGAN
-        from training import Run
+        from training import GANRun
 
         device = ops.use_device(args.deterministic)
     print(device)
@@ -145,7 +134,7 @@ def train(args):
             print(f"{args.init}: starting from its weights after step {source.step}")
         options |= {name: getattr(args, name) for name in ("epoch", "eval_every", "jit_compile")}
         options |= {name: getattr(args, name) for name in ("checkpoint_dir", "sample_dir", "log_dir")}
-        run = Run(dcgan, images, **options)
+        run = GANRun(dcgan, images, **options)
         signal = run.train()
     following = "stopped; the same command goes on from there" if signal else "a higher --epoch trains longer"
     print(f"{args.checkpoint_dir}: {run.epoch} of {args.epoch} epochs done, step {dcgan.step}; {following}")

@@ -1,4 +1,4 @@
-"""A run: train a DCGAN from its newest checkpoint on, report, evaluate and save."""
+"""A run: train a DCGAN, or an encoder for it, from the newest checkpoint on, report, evaluate and save."""
 
 import os
 import sys
@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 import cli
 
+import keras
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
 import checkpoint
+import masks
 import metrics
 import ops
 import utils
@@ -21,7 +23,6 @@ CHECKPOINT_SECONDS = 300
 SCALARS_EVERY, HISTOGRAMS_EVERY, SAMPLES_EVERY = 10, 100, 200  # steps
 EPOCH_STEPS = 100  # an epoch's end is marked when the last was at least so many steps ago
 EVALUATED_IMAGES, EVALUATED_PIXELS = 2048, 2**25  # at most, so that large images fit into memory
-LOSSES = "d_loss", "d_loss_real", "d_loss_fake", "g_loss"
 
 
 class Due(NamedTuple):
@@ -37,48 +38,74 @@ class Due(NamedTuple):
 
 
 class Run:
-    """A run of training on `images` (a dataset.ImageFolder), which goes on from the newest checkpoint."""
+    """A run that trains networks on images, and goes on from its newest checkpoint; of a GAN or of its encoder."""
+
+    LOSSES = ()  # the scalars that a step returns
+    SHOWN = ()  # those of them that the progress bar shows
+    HISTOGRAMS = ()  # what else of a step TensorBoard shows
+    NUMBERS = "step", "epoch", "seen"  # of a checkpoint
 
     def __init__(
-        self, dcgan, images, *, epoch, batch_size, learning_rate, beta1, seed, flip,
+        self, model, images, *, epoch, batch_size, learning_rate, beta1, seed, flip,
         checkpoint_dir, sample_dir, log_dir, eval_every=None, jit_compile=False,
     ):  # fmt: skip
         """Make the optimizers, and find the place where an earlier run stopped; nothing is written yet.
 
-        `epoch` counts the epochs of earlier runs too. Samples are compared with images at the end, at the end of each
-        epoch (100 steps apart at least) and every `eval_every` steps. `jit_compile` compiles the step with XLA, for one
-        replica. Raises UserError if the checkpoint cannot be read, or replicas cannot share a batch.
+        `model` is what is trained, a DCGAN or an Encoder, `images` a dataset.ImageFolder. `epoch` counts the epochs of
+        earlier runs too. What is learned is evaluated at the end, at the end of each epoch (100 steps apart at least)
+        and every `eval_every` steps. `jit_compile` compiles the step with XLA, for one replica. Raises UserError if
+        the checkpoint cannot be read, or replicas cannot share a batch.
         """
-        self.dcgan, self.images, self.epochs, self.eval_every = dcgan, images, epoch, eval_every
+        self.model, self.images, self.epochs, self.eval_every = model, images, epoch, eval_every
         self.batch_size, self.seed, self.flip = min(batch_size, len(images)), seed, flip
         self.directory, self.sample_dir, self.log_dir = map(Path, (checkpoint_dir, sample_dir, log_dir))
         self.name = Path(os.path.realpath(checkpoint_dir)).name
         training = dict(batch_size=batch_size, learning_rate=learning_rate, beta1=beta1, seed=seed, flip=flip)
-        self.config = {"architecture": dcgan.architecture, "training": training | {"precision": dcgan.precision}}
-        check_replicas(dcgan.strategy.num_replicas_in_sync, self.batch_size, jit_compile)
-        self.optimizers = dcgan.make_optimizers(learning_rate, beta1)
+        self.config = {"architecture": model.architecture, "training": training | {"precision": model.precision}}
+        check_replicas(model.strategy.num_replicas_in_sync, self.batch_size, jit_compile)
+        self.learning_rate = self.schedule(learning_rate)
+        self.optimizers = model.make_optimizers(self.learning_rate, beta1)
         self.epoch = self.seen = 0  # epochs done, images seen of the next; the steps are the model's
-        self.resumed = bool(checkpoint.find(checkpoint_dir))
-        if self.resumed:
-            self.restore(learning_rate)
-        self.compiled_step = tf.function(dcgan.train_step, jit_compile=jit_compile)
-        self.saved, self.marked = time.monotonic(), dcgan.step  # when, and at which step an evaluation was last due
-        self.reported, self.shown = (dcgan.step, time.monotonic()), {}
+        self.resumed = bool(checkpoint.find(checkpoint_dir)) and self.restore()
+        self.compiled_step = tf.function(model.train_step, jit_compile=jit_compile)
+        self.saved, self.marked = time.monotonic(), model.step  # when, and at which step an evaluation was last due
+        self.reported, self.shown = (model.step, time.monotonic()), {}
 
-    def restore(self, learning_rate):
-        """Take over the newest good checkpoint; only the step size is this run's own."""
-        names = ("step", "epoch", "seen")
-        place = checkpoint.restore(self.directory, self.dcgan.networks, names, self.optimizers)
-        self.dcgan.step, self.epoch, self.seen = place["step"], place["epoch"], place["seen"]
-        for optimizer in self.optimizers.values():
-            optimizer.learning_rate = learning_rate
+    # what a kind of run has of its own
+
+    def schedule(self, learning_rate):
+        """The step size: a number, or a schedule of Keras."""
+        return learning_rate
+
+    def inputs(self, batch):
+        """What a step is given for a batch of images, a dict by the names of its arguments."""
+        raise NotImplementedError
+
+    def write_samples(self):
+        """Show what has been learned, as a file and in TensorBoard."""
+        raise NotImplementedError
+
+    def evaluate(self, bar, stop):
+        """Measure what has been learned, and keep the best checkpoint; leave at once if `stop` asks for it."""
+        raise NotImplementedError
+
+    # what all have
+
+    def restore(self):
+        """Take over the newest good checkpoint, but for the step size, which is this run's own; returns True."""
+        place = checkpoint.restore(self.directory, self.model.networks, self.NUMBERS, self.optimizers)
+        self.model.step, self.epoch, self.seen = place["step"], place["epoch"], place["seen"]
+        if not callable(self.learning_rate):
+            for optimizer in self.optimizers.values():
+                optimizer.learning_rate = self.learning_rate
         self.advance(0)  # for there may be fewer images than there were, or larger batches
+        return True
 
     def train(self):
         """Train until `epoch` epochs are done, or SIGINT, SIGTERM or SIGHUP asks to stop; returns that signal, or None.
 
-        Writes a checkpoint every five minutes, when it evaluates and when it ends, and keeps the one with the nearest
-        samples in its "best"; a sample grid every 200 steps; and the TensorBoard record, to a folder of its own below
+        Writes a checkpoint every five minutes, when it evaluates and when it ends, and keeps the best
+        of them in its "best"; samples every 200 steps; and the TensorBoard record, to a folder of its own below
         `log_dir`. Raises UserError if a checkpoint cannot be written, if a loss or a weight is not finite any more, or
         if too many images can no longer be read.
         """
@@ -92,13 +119,12 @@ class Run:
                 due = self.due(stop)
                 self.report(outputs, due, bar)
                 self.check_finite(outputs, due)
-                samplers = self.dcgan.samplers() if due.samples or due.evaluation else {}
                 if due.save:
                     self.save()
                 if due.samples:
-                    self.write_samples(samplers)
+                    self.write_samples()
                 if due.evaluation:
-                    self.evaluate(samplers, bar, () if due.end else stop)
+                    self.evaluate(bar, () if due.end else stop)
                 if due.leave:
                     break
         return stop[0] if stop and self.epoch < self.epochs else None
@@ -109,12 +135,12 @@ class Run:
             yield from self.images.epoch(self.epoch, self.batch_size, self.seed, self.flip, start=self.seen)
 
     def step(self, batch):
-        """Train on one batch; returns what it was reported, z included."""
-        z = ops.random_z((self.batch_size, self.dcgan.z_dim), self.seed, "batch z", self.dcgan.step)
-        outputs = self.compiled_step(batch, z, tf.constant(self.dcgan.step, tf.int64), **self.optimizers)
-        self.dcgan.step += 1
+        """Train on one batch; returns what was given to the step, and what it reported."""
+        inputs = self.inputs(batch)
+        outputs = self.compiled_step(**inputs, step=tf.constant(self.model.step, tf.int64), **self.optimizers)
+        self.model.step += 1
         self.advance(self.batch_size)
-        return {"z": z, **outputs}
+        return inputs | outputs
 
     def advance(self, count):
         """Count images as seen; an epoch ends where no whole batch is left."""
@@ -124,7 +150,7 @@ class Run:
 
     def due(self, stop):
         """What is due after this step; a signal that comes later waits for the next one."""
-        step, end, leave = self.dcgan.step, self.epoch == self.epochs, bool(stop)
+        step, end, leave = self.model.step, self.epoch == self.epochs, bool(stop)
         marked = not self.seen and step - self.marked >= EPOCH_STEPS
         evaluation = end or not leave and bool(marked or self.eval_every and step % self.eval_every == 0)
         return Due(
@@ -139,31 +165,31 @@ class Run:
 
     def check_finite(self, outputs, due):
         """Raise UserError if a loss, or before a checkpoint a weight, is NaN or infinite: none is saved."""
-        values = {name: outputs[name] for name in ("d_loss", "g_loss") if due.scalars or due.save}
+        values = {name: outputs[name] for name in self.SHOWN if due.scalars or due.save}
         if due.save:
-            values |= {v.path: v for net in (self.dcgan.generator, self.dcgan.discriminator) for v in net.variables}
+            values |= {v.path: v for net in self.model.networks.values() for v in net.variables}
         for name, value in values.items():
             if not np.isfinite(value).all():
                 raise cli.UserError(
-                    f"--learning_rate: {name} is not finite at step {self.dcgan.step}, training has diverged; the same "
+                    f"--learning_rate: {name} is not finite at step {self.model.step}, training has diverged; the same "
                     f"command with a smaller one goes on from {checkpoint.find(self.directory)[0]}"
                 )
 
     def report(self, outputs, due, bar):
         """Show what the step returned in TensorBoard and on the progress bar, as far as it is due."""
-        step = self.dcgan.step
+        step = self.model.step
         bar.set_description(f"epoch {self.epoch + bool(self.seen)}/{self.epochs} step {step}", refresh=False)
         bar.update(self.batch_size)
         if due.scalars:
-            losses = {name: float(outputs[name]) for name in LOSSES}
+            losses = {name: float(outputs[name]) for name in self.LOSSES}
             (last, then), self.reported = self.reported, (step, time.monotonic())
             images_per_second = (step - last) * self.batch_size / (time.monotonic() - then)
             for name, value in {**losses, "images_per_second": images_per_second}.items():
                 tf.summary.scalar(name, value, step)
-            self.shown |= {name: f"{losses[name]:.3f}" for name in ("d_loss", "g_loss")}
+            self.shown |= {name: f"{losses[name]:.3f}" for name in self.SHOWN}
             bar.set_postfix(self.shown, refresh=False)
         if due.histograms:
-            for name in ("z", "d", "d_"):
+            for name in self.HISTOGRAMS:
                 tf.summary.histogram(name, outputs[name], step)
 
     def save(self):
@@ -173,27 +199,81 @@ class Run:
 
     def contents(self):
         """What a checkpoint of this run holds, as `checkpoint.save` wants it."""
-        numbers = {"step": self.dcgan.step, "epoch": self.epoch, "seen": self.seen}
-        return dict(networks=self.dcgan.networks, numbers=numbers, optimizers=self.optimizers)
+        numbers = {"step": self.model.step, "epoch": self.epoch, "seen": self.seen}
+        return dict(networks=self.model.networks, numbers=numbers, optimizers=self.optimizers)
 
-    def write_samples(self, samplers):
-        """Write an 8x8 grid of images of one fixed z by the last of `samplers`: as a file, and as TensorBoard's G."""
-        z = ops.random_z((64, self.dcgan.z_dim), self.seed, "samples")
-        grid = utils.image_grid(list(samplers.values())[-1](z, training=False))
-        utils.write_image(self.sample_dir / f"{self.name}_{self.dcgan.step:06d}.png", grid)
-        tf.summary.image("G", grid[None], self.dcgan.step)
+    def prepare_directories(self):
+        """Clear away what a killed run left, and write the config and, in a new run, the first checkpoint."""
+        for directory in (self.directory, utils.inside(self.directory, "best")):
+            checkpoint.remove_unfinished(directory)
+        for directory in (self.directory, self.sample_dir):
+            directory.mkdir(parents=True, exist_ok=True)
+        checkpoint.write_config(self.directory, self.config)
+        if not self.resumed:
+            checkpoint.save(self.directory, **self.contents(), keep=1)
 
-    def evaluate(self, samplers, bar, stop):
-        """Compare samples of each of `samplers` with real images, and keep the best of the last one's checkpoints.
+    def progress_bar(self):
+        """The progress bar, in images, with the steps of earlier runs."""
+        total = self.model.step + (self.epochs - self.epoch) * (len(self.images) // self.batch_size)
+        total -= self.seen // self.batch_size
+        bar = tqdm(
+            total=total * self.batch_size, initial=self.model.step * self.batch_size, unit="img", dynamic_ncols=True
+        )
+        bar.mininterval = 0.5 if sys.stderr.isatty() else 30
+        return bar
+
+    def summary_writer(self):
+        """TensorBoard's writer, to a folder of this run's own."""
+        return tf.summary.create_file_writer(str(self.log_dir / f"{self.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
+
+    def record_start(self):
+        """Tell where a resumed run goes on, and show the graph of the step in TensorBoard."""
+        if self.resumed:
+            message = f"goes on from step {self.model.step}"
+            tqdm.write(f"{self.directory}: {message}")
+            tf.summary.text("run", message, self.model.step)
+        inputs = self.inputs(np.zeros((self.batch_size, *self.images.shape), np.float32))
+        specs = {name: tf.TensorSpec(value.shape) for name, value in inputs.items()}
+        specs |= {"step": tf.TensorSpec((), tf.int64)}
+        tf.summary.graph(self.compiled_step.get_concrete_function(**specs, **self.optimizers).graph)
+        self.reported = self.model.step, time.monotonic()
+
+
+class GANRun(Run):
+    """A run that trains a DCGAN; its samples are compared with images."""
+
+    LOSSES = "d_loss", "d_loss_real", "d_loss_fake", "g_loss"
+    SHOWN = "d_loss", "g_loss"
+    HISTOGRAMS = "z", "d", "d_"
+
+    def inputs(self, batch):
+        """The images, and z."""
+        z = ops.random_z((self.batch_size, self.model.z_dim), self.seed, "batch z", self.model.step)
+        return {"images": batch, "z": z}
+
+    def contents(self):
+        """What a checkpoint holds, the statistics of the averaged generator estimated anew."""
+        self.model.samplers()
+        return super().contents()
+
+    def write_samples(self):
+        """Write an 8x8 grid of images of one fixed z by the sampler: as a file, and as TensorBoard's G."""
+        z = ops.random_z((64, self.model.z_dim), self.seed, "samples")
+        grid = utils.image_grid(list(self.model.samplers().values())[-1](z, training=False))
+        utils.write_image(self.sample_dir / f"{self.name}_{self.model.step:06d}.png", grid)
+        tf.summary.image("G", grid[None], self.model.step)
+
+    def evaluate(self, bar, stop):
+        """Compare samples of each generator with real images, and keep the checkpoint whose sampler's are nearest.
 
         swd: sliced Wasserstein distance, its mean over all levels; ms_ssim: how alike the samples are, which rises
         when modes collapse; both go to TensorBoard and the progress line. Leaves at once if `stop` asks for it.
         """
-        step, self.marked = self.dcgan.step, self.dcgan.step
+        step, self.marked = self.model.step, self.model.step
         real, z = self.evaluation_set()
         bar.set_postfix_str("compares samples with images")
-        for name, network in samplers.items():
-            generated = utils.to_uint8(self.dcgan.draw(z, network))
+        for name, network in self.model.samplers().items():
+            generated = utils.to_uint8(self.model.draw(z, network))
             distances = {}
             for side, distance in metrics.sliced_wasserstein(real, generated):
                 if stop:
@@ -208,49 +288,95 @@ class Run:
         self.shown |= {"swd": f"{swd:.2f}", "ms_ssim": f"{ms_ssim:.3f}"}
         bar.set_postfix(self.shown)
         config = {**self.config, "images": len(self.images)}
-        checkpoint.keep_best(self.directory / "best", config, swd, **self.contents())
+        checkpoint.keep_best(self.directory / "best", config, "swd", swd, **self.contents())
 
     def evaluation_set(self):
         """The images, uint8 (N, H, W, C), and z, (N, z_dim), that are compared: the same each time."""
-        count = min(EVALUATED_IMAGES, EVALUATED_PIXELS // self.dcgan.image_size**2, len(self.images))
+        count = min(EVALUATED_IMAGES, EVALUATED_PIXELS // self.model.image_size**2, len(self.images))
         chosen = ops.rng(self.seed, "evaluated images").choice(len(self.images), count, replace=False)
-        z = ops.random_z((count, self.dcgan.z_dim), self.seed, "evaluated z")
+        z = ops.random_z((count, self.model.z_dim), self.seed, "evaluated z")
         return np.stack([self.images.read(i) for i in chosen]), z
 
-    def prepare_directories(self):
-        """Clear away what a killed run left, and write the config and, in a new run, the first checkpoint."""
-        for directory in (self.directory, utils.inside(self.directory, "best")):
-            checkpoint.remove_unfinished(directory)
-        for directory in (self.directory, self.sample_dir):
-            directory.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_config(self.directory, self.config)
-        if not self.resumed:
-            self.save()
 
-    def progress_bar(self):
-        """The progress bar, in images, with the steps of earlier runs."""
-        total = self.dcgan.step + (self.epochs - self.epoch) * (len(self.images) // self.batch_size)
-        total -= self.seen // self.batch_size
-        bar = tqdm(
-            total=total * self.batch_size, initial=self.dcgan.step * self.batch_size, unit="img", dynamic_ncols=True
-        )
-        bar.mininterval = 0.5 if sys.stderr.isatty() else 30
-        return bar
+class EncoderRun(Run):
+    """A run that trains an encoder; it is measured on images that are kept apart, and learns for one generator."""
 
-    def summary_writer(self):
-        """TensorBoard's writer, to a folder of this run's own."""
-        return tf.summary.create_file_writer(str(self.log_dir / f"{self.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
+    LOSSES = "e_loss", "e_loss_all", "e_loss_hole"
+    SHOWN = "e_loss", "e_loss_hole"
+    NUMBERS = *Run.NUMBERS, "generator"
 
-    def record_start(self):
-        """Tell where a resumed run goes on, and show the graph of the step in TensorBoard."""
-        if self.resumed:
-            message = f"goes on from step {self.dcgan.step}"
-            tqdm.write(f"{self.directory}: {message}")
-            tf.summary.text("run", message, self.dcgan.step)
-        shapes = (self.batch_size, *self.images.shape), (self.batch_size, self.dcgan.z_dim)
-        inputs = *map(tf.TensorSpec, shapes), tf.TensorSpec((), tf.int64)
-        tf.summary.graph(self.compiled_step.get_concrete_function(*inputs, **self.optimizers).graph)
-        self.reported = self.dcgan.step, time.monotonic()
+    def __init__(self, encoder, images, apart, **options):
+        """As `Run`; `apart` are images, uint8 (N, H, W, C), that are not among those to train on."""
+        self.generator = encoder.dcgan.fingerprint()
+        self.apart = utils.to_float(apart)
+        draws = ops.rng(options["seed"], "evaluated masks")
+        self.holes = [masks.draw(encoder.dcgan.image_size, draws) for _ in apart]
+        super().__init__(encoder, images, **options)
+        self.name = f"{Path(os.path.realpath(self.directory)).parent.name}-encoder"
+        self.config["generator"] = self.generator
+
+    def schedule(self, learning_rate):
+        """Falls to 0 along half a cosine by the end of the last epoch (Loshchilov and Hutter 2017)."""
+        steps = self.epochs * (len(self.images) // self.batch_size)
+        return keras.optimizers.schedules.CosineDecay(learning_rate, steps)
+
+    def restore(self):
+        """As `Run.restore`; but of an encoder for another generator take the weights alone, and return False."""
+        if checkpoint.restore(self.directory, self.model.networks, ("generator",))["generator"] == self.generator:
+            return super().restore()
+        tqdm.write(f"{self.directory}: is for another generator; a new run starts from its weights")
+        return False
+
+    def inputs(self, batch):
+        """The images, and what is known of them: each has a hole of its own, drawn anew in each step."""
+        draws = ops.rng(self.seed, "masks", self.model.step)
+        holes = [masks.draw(self.model.dcgan.image_size, draws) for _ in range(self.batch_size)]
+        shown, known = known_of(np.asarray(batch), holes)
+        return {"images": batch, "shown": shown, "known": known}
+
+    def contents(self):
+        """What a checkpoint holds, with the generator's fingerprint."""
+        contents = super().contents()
+        return contents | {"numbers": contents["numbers"] | {"generator": self.generator}}
+
+    def write_samples(self):
+        """Write what becomes of 16 of the images kept apart, as a file and to TensorBoard."""
+        images, holes = self.apart[:16], self.holes[:16]
+        shown, known = known_of(images, holes)
+        completed = np.where(known > 0, shown, self.model.dcgan.draw(self.model.guess(shown, known)))
+        picture = utils.labelled_rows({"original": images, "known": shown, "completed": completed})
+        utils.write_image(self.sample_dir / f"{self.name}_{self.model.step:06d}.png", picture)
+        tf.summary.image("completed", picture[None], self.model.step)
+
+    def evaluate(self, bar, stop):
+        """Measure |G(E) - y| in the holes of the images kept apart, in grey levels, and keep the best checkpoint."""
+        step, self.marked = self.model.step, self.model.step
+        bar.set_postfix_str("completes images kept apart")
+        errors = {}
+        for i in range(0, len(self.apart), 64):
+            if stop:
+                return
+            shown, known = known_of(self.apart[i : i + 64], self.holes[i : i + 64])
+            _, losses = self.model.losses(self.apart[i : i + 64], shown, known, training=False)
+            for (kind, _), loss in zip(self.holes[i : i + 64], losses.numpy() * 127.5, strict=True):
+                errors.setdefault(kind, []).append(loss)
+        errors.pop("full", None)  # hides nothing
+        means = {kind: float(np.mean(values)) for kind, values in sorted(errors.items())}
+        hole = float(np.mean(np.concatenate(list(errors.values()))))
+        for name, value in {"hole": hole, **means}.items():
+            tf.summary.scalar(f"error/{name}", value, step)
+        kinds = ", ".join(f"{kind}: {value:.1f}" for kind, value in means.items())
+        tqdm.write(f"step {step}: off by {hole:.2f} grey levels in the holes of {len(self.apart)} images ({kinds})")
+        self.shown |= {"hole": f"{hole:.2f}"}
+        bar.set_postfix(self.shown)
+        config = {**self.config, "images": len(self.images)}
+        checkpoint.keep_best(self.directory / "best", config, "hole", hole, **self.contents())
+
+
+def known_of(images, holes):
+    """What `masks.Holes.known` says of images that have each a hole of its own kind, pairs of kind and mask."""
+    pairs = [masks.holes(kind, [mask]).known(image[None]) for image, (kind, mask) in zip(images, holes, strict=True)]
+    return tuple(map(np.concatenate, zip(*pairs, strict=True)))
 
 
 def check_replicas(replicas, batch_size, jit_compile):

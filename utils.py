@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import math
 import os
 import tempfile
 import warnings
+import zipfile
 from pathlib import Path
 
 import cli
@@ -198,6 +200,40 @@ def write_json(path, content):
     """Write a JSON file; raises UserError, naming it, if that fails."""
     with writing(path, "x") as file:
         file.write(json.dumps(content, indent=2) + "\n")
+
+
+def write_arrays(path, arrays):
+    """Write a dict of arrays to an .npz file; raises UserError, naming it, if that fails."""
+    with writing(path) as file:
+        np.savez(file, **arrays)
+
+
+def read_arrays(path, shapes):
+    """The arrays of finite floats in an .npz file, a dict as `shapes` is one, where None is any length up to 4,096.
+
+    None without such a file. Raises UserError, naming the file, if it holds others; nothing in it is executed.
+    """
+    if not path.exists():
+        return None
+    try:
+        if not path.is_file():
+            raise ValueError("it is no file")
+        limits = {f"{name}.npy": 2**10 + 8 * math.prod(side or 4096 for side in shapes[name]) for name in shapes}
+        with zipfile.ZipFile(path) as archive:
+            sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+        if sizes.keys() != limits.keys() or any(size > limits[name] for name, size in sizes.items()):
+            raise ValueError(f"it does not hold {', '.join(shapes)} alone, or too much of them")
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in shapes}
+        for name, array in arrays.items():
+            fits = len(array.shape) == len(shapes[name]) and array.dtype.kind == "f" and np.isfinite(array).all()
+            if not fits or any(want not in (None, side) for side, want in zip(array.shape, shapes[name], strict=True)):
+                raise ValueError(f"{name}, {array.dtype} of shape {array.shape}, does not fit the model")
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
+        raise cli.UserError(
+            f"{path}: cannot be used ({error}); restore it, or remove it and run train-encoder.py"
+        ) from error
+    return arrays
 
 
 def append(path, text):

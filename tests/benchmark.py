@@ -34,7 +34,7 @@ import tensorflow as tf
 import ops
 from dataset import ImageFolder
 from model import DCGAN
-from training import Run
+from training import GANRun
 
 try:
     import benchmark_torch
@@ -91,7 +91,7 @@ def machine():
     return ", ".join([*names[:1], f"{os.cpu_count()} cores", *versions])
 
 
-class TimedRun(Run):
+class TimedRun(GANRun):
     """A run that stops after every block of steps to time the others."""
 
     def __init__(self, *args, steps, others, **settings):
@@ -103,7 +103,7 @@ class TimedRun(Run):
 
     def report(self, outputs, due, bar):
         super().report(outputs, due, bar)
-        if self.dcgan.step % self.block:
+        if self.model.step % self.block:
             return
         float(outputs["g_loss"])
         rates = {"train(), float32": self.block * self.batch_size / (time.monotonic() - self.block_start)}

@@ -368,8 +368,13 @@ def test_ctrl_c_is_heard_during_a_search(tiny_dcgan, approach, heard):
     told = []
 
     def finish(progress):
-        options = dict(approach=approach, iterations=45, interval=45, candidates=1, hmc_l=1, progress=progress)
-        return [state.iteration for state in search.complete(tiny_dcgan(), images(1), center_hole(1), **options)]
+        options = dict(approach=approach, iterations=45, interval=45, candidates=1, hmc_l=1)
+        return [
+            state.iteration
+            for state in search.complete(
+                tiny_dcgan(), images(1), center_hole(1), progress=lambda done, total: progress(done), **options
+            )
+        ]
 
     def stop(done):
         raise KeyboardInterrupt

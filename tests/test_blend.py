@@ -1,3 +1,5 @@
+import cli
+
 import numpy as np
 import pytest
 
@@ -47,3 +49,128 @@ def test_poisson_without_anything_known():
     image, generated = RNG.uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
     np.testing.assert_array_equal(blend.poisson(image, generated, np.zeros((16, 16, 1))), generated)
     np.testing.assert_array_equal(blend.poisson(image, generated, np.ones((16, 16, 1))), image)
+
+
+def faces(count, size=6, channels=3):
+    """Random images in which some directions vary more than others: float32 (count, size, size, channels)."""
+    length = size * size * channels
+    directions = np.linalg.qr(RNG.normal(size=(length, length)))[0]
+    draws = RNG.normal(size=(count, length)) * np.geomspace(1, 0.01, length)
+    return (0.1 + 0.3 * draws @ directions.T).reshape(count, size, size, channels).astype(np.float32)
+
+
+def fit(images, **options):
+    return blend.fit_covariance(lambda: (images[i : i + 64] for i in range(0, len(images), 64)), **options)
+
+
+def test_the_covariance_against_a_dense_decomposition():
+    images = faces(500)
+    x = images.reshape(500, -1).astype(np.float64)
+    variances, axes = np.linalg.eigh(np.cov(x.T, bias=True))
+    found = fit(images, axes=20)
+    np.testing.assert_allclose(found.mean, x.mean(0), atol=1e-5)
+    np.testing.assert_allclose(found.variances, variances[:-21:-1], rtol=1e-3)
+    np.testing.assert_allclose(abs((found.axes * axes[:, :-21:-1]).sum(0)), 1, atol=1e-3)
+    np.testing.assert_allclose(found.axes.T @ found.axes, np.eye(20), atol=1e-5)
+    assert found.rest == pytest.approx(variances[:-20].mean(), rel=1e-3)
+
+
+def test_few_images_have_few_axes():
+    found = fit(faces(21), axes=50)
+    assert found.axes.shape == (108, 10) and (found.variances > 0).all() and found.rest > 0
+    one = fit(faces(1), axes=50)
+    assert one.axes.shape == (108, 1) and (one.variances > 0).all() and one.rest >= 0
+
+
+def dense_gaussian(image, mask, mean, covariance, noise, shape=None):
+    """E[y | what is known of it] of a normal y, with noise on what is known, by the whole covariance matrix.
+
+    What is known is y where the mask is 1, or, with the shape of a pooling, the means of blocks.
+    """
+    observe = np.eye(mean.size)[np.broadcast_to(mask > 0, image.shape).ravel()] if shape is None else shape
+    gain = covariance @ observe.T @ np.linalg.inv(observe @ covariance @ observe.T + noise * np.eye(len(observe)))
+    seen = np.where(np.broadcast_to(mask > 0, image.shape), image, 0) if shape is None else image
+    return (mean + gain @ (observe @ (seen.ravel() - mean))).reshape(image.shape)
+
+
+@pytest.mark.parametrize("kind, channels", [("center", 3), ("left", 3), ("grid", 1), ("random", 3), ("lowres", 1)])
+def test_gaussian_against_a_dense_computation(kind, channels):
+    size, pool = (16, 2) if kind == "lowres" else (8, 1)
+    training = faces(300, size, channels)
+    images, generated = faces(2, size, channels), faces(2, size, channels)
+    found = fit(training, axes=30)
+    holes = np.stack([masks.make(kind, size, fraction=0.6, seed=(i,)) for i in range(2)])
+    covariance = (found.axes * found.variances) @ found.axes.T
+    observe = None
+    if pool == 2:
+        count = (size // 2) ** 2
+        observe = np.zeros((count, size * size))
+        for k in range(count):
+            square = np.zeros((size, size))
+            y, x = divmod(k, size // 2)
+            square[2 * y : 2 * y + 2, 2 * x : 2 * x + 2] = 0.25
+            observe[k] = square.ravel()
+    noise = blend.NOISE * found.rest / pool**2
+    damaged = images if pool == 2 else np.where(holes > 0, images, np.nan)
+    result = {d: blend.gaussian(damaged, generated, holes, found, d, pool) for d in (0, 0.4, 1)}
+    for i in range(2):
+        most_probable = dense_gaussian(images[i], holes[i], found.mean, covariance, noise, observe)
+        residual = dense_gaussian(images[i] - generated[i], holes[i], 0 * found.mean, covariance, noise, observe)
+        np.testing.assert_allclose(result[0][i], most_probable, atol=1e-4)
+        np.testing.assert_allclose(result[1][i], generated[i] + residual, atol=1e-4)
+    np.testing.assert_allclose(result[0.4], 0.6 * result[0] + 0.4 * result[1], atol=1e-5)
+
+
+def test_gaussian_recovers_what_lies_in_the_span_of_the_axes():
+    found = fit(faces(300), axes=10)._replace(rest=0.0)
+    draws = RNG.normal(size=(3, 10)) * np.sqrt(found.variances)
+    images = (found.mean + draws @ found.axes.T).reshape(3, 6, 6, 3)
+    holes = np.stack([masks.make("center", 6)] * 3)
+    damaged, generated = np.where(holes > 0, images, np.nan), faces(3)
+    np.testing.assert_allclose(blend.gaussian(damaged, generated, holes, found, 0), images, atol=0.01)
+
+
+def test_gaussian_where_nothing_is_known_is_what_was_generated():
+    found, (images, generated) = fit(faces(100), axes=10), np.split(faces(2), 2)
+    np.testing.assert_array_equal(blend.gaussian(images, generated, np.zeros((1, 6, 6, 1)), found), generated)
+
+
+def test_a_covariance_is_kept_at_half_precision(tmp_path):
+    found = fit(faces(100), axes=10)
+    assert blend.load_covariance(tmp_path, (6, 6, 3)) is None
+    blend.save_covariance(tmp_path, found)
+    kept = blend.load_covariance(tmp_path, (6, 6, 3))
+    assert kept.axes.dtype == np.float16
+    np.testing.assert_allclose(kept.axes, found.axes, atol=1e-3)
+    for name in ("mean", "variances", "rest"):
+        np.testing.assert_array_equal(getattr(kept, name), np.float32(getattr(found, name)))
+
+
+def test_a_damaged_covariance_is_one_line(tmp_path):
+    path = tmp_path / blend.COVARIANCE
+    good = {name: np.float32(value) for name, value in fit(faces(100), axes=10)._asdict().items()}
+    bad = {
+        "of another size": {"mean": np.zeros(5, np.float32)},
+        "not finite": {"mean": good["mean"] * np.nan},
+        "no number": {"rest": np.float32([1, 2])},
+        "whole numbers": {"variances": np.ones(10, int)},
+        "too few variances": {"variances": good["variances"][:5]},
+        "negative": {"variances": -good["variances"]},
+        "an object": {"rest": np.array({}, object)},
+        "more": {"more": np.zeros(1)},
+        "far too much": {"rest": np.zeros(10**6, np.float32)},
+        "no axes": {"axes": np.zeros((108, 0), np.float32), "variances": np.zeros(0, np.float32)},
+    }
+    for what, change in bad.items():
+        np.savez(path, **good | change)
+        with pytest.raises(cli.UserError, match=f"{path}.*train-encoder.py"):
+            blend.load_covariance(tmp_path, (6, 6, 3))
+            pytest.fail(what)
+    for content in (b"", b"no archive", path.read_bytes()[:500]):
+        path.write_bytes(content)
+        with pytest.raises(cli.UserError, match=f"{path}.*train-encoder.py"):
+            blend.load_covariance(tmp_path, (6, 6, 3))
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(cli.UserError, match="it is no file"):
+        blend.load_covariance(tmp_path, (6, 6, 3))

@@ -113,7 +113,7 @@ def test_the_best_checkpoint_is_kept_beside(tiny_dcgan, tmp_path):
     config = {"architecture": TINY, "training": {"seed": 1}, "images": 10}
 
     def offer(step, swd, **changes):
-        checkpoint.keep_best(tmp_path, {**config, **changes}, swd, networks, {"step": step}, {})
+        checkpoint.keep_best(tmp_path, {**config, **changes}, "swd", swd, networks, {"step": step}, {})
         (kept,) = checkpoint.find(tmp_path)
         return int(kept.rpartition("-")[2])
 

@@ -9,8 +9,9 @@ ROWS = [
     ["cli"],
     ["checkpoint", "dataset", "faces", "masks", "metrics", "ops", "utils"],
     ["model"],
+    ["encoder"],
     ["training", "search", "blend"],
-    ["align", "train-dcgan", "complete", "sample"],
+    ["align", "train-dcgan", "train-encoder", "complete", "sample", "export"],
 ]
 WITHOUT_TENSORFLOW = ["cli", "utils", "faces", "masks", "metrics", "blend", "align"]
 FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("tests/*.py"), *ROOT.glob("docs/*.py")])

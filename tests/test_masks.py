@@ -1,3 +1,5 @@
+import collections
+
 import cli
 
 import numpy as np
@@ -139,3 +141,26 @@ def test_weights_against_a_direct_double_loop():
         near = [(j, i) for j, i in near if (j, i) != (y, x) and 0 <= j < 12 and 0 <= i < 12]
         expected[y, x] = np.mean([1 - mask[j, i, 0] for j, i in near])
     np.testing.assert_allclose(masks.neighbour_weights(mask, window=5)[..., 0], expected, atol=1e-6)
+
+
+def test_drawn_holes_are_of_all_kinds_and_decided_by_the_generator():
+    first, second = ([masks.draw(32, rng) for _ in range(600)] for rng in map(np.random.default_rng, (1, 1)))
+    for (kind, mask), (same, again) in zip(first, second, strict=True):
+        assert kind == same and mask.shape == (32, 32, 1) and set(np.unique(mask)) <= {0, 1}
+        np.testing.assert_array_equal(mask, again)
+        assert kind in ("lowres", "full") or 0 < mask.mean() < 1
+    counts = collections.Counter(kind for kind, _ in first)
+    assert set(counts) == {*masks.TYPES, "boxes", "strokes"}
+    assert counts["center"] == pytest.approx(120, abs=40) and counts["strokes"] == pytest.approx(108, abs=40)
+    sizes = {mask.sum() for kind, mask in first if kind in ("center", "boxes", "strokes", "random")}
+    assert len(sizes) > 100
+
+
+@pytest.mark.parametrize("kind", ["center", "lowres", "full", "alpha"])
+def test_what_an_encoder_sees(kind):
+    images = RNG.uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
+    mask = masks.make("center" if kind == "alpha" else kind, 16)
+    shown, known = masks.holes(kind, [mask] * 2).known(np.where(mask > 0, images, np.nan) if mask.any() else images)
+    expected = {"lowres": masks.pixelate(images), "full": images}.get(kind, images * mask)
+    np.testing.assert_array_equal(shown, expected)
+    np.testing.assert_array_equal(known[1], {"full": np.ones_like(mask)}.get(kind, mask))

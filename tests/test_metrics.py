@@ -34,6 +34,35 @@ def test_psnr_and_ssim_against_scikit_image(channels):
     assert metrics.psnr(truth, truth) == np.inf and metrics.ssim(truth, truth) == pytest.approx(1)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_sharpness_against_a_loop_over_pairs(channels):
+    truth, image = smooth(2, 12, channels)
+    inside = RNG.random((12, 12)) < 0.6
+    grey = [np.dot(x, [0.299, 0.587, 0.114]) if channels == 3 else x[..., 0].astype(float) for x in (image, truth)]
+    differences = [
+        [abs(x[a] - x[b]) for a in np.ndindex(12, 12) for b in ((a[0] + 1, a[1]), (a[0], a[1] + 1))
+         if max(b) < 12 and inside[a] and inside[b]]
+        for x in grey
+    ]  # fmt: skip
+    expected = np.mean(differences[0]) / np.mean(differences[1])
+    assert metrics.sharpness(image, truth, inside) == pytest.approx(expected)
+    assert metrics.sharpness(truth, truth, inside) == 1
+    assert metrics.sharpness(0 * truth, truth, inside) == 0
+    single = np.zeros((12, 12), bool)
+    single[5, 5] = True
+    assert np.isnan(metrics.sharpness(image, truth, single)) and np.isnan(metrics.sharpness(image, 0 * truth, inside))
+
+
+def test_means_leave_out_what_is_not_a_number(tmp_path):
+    rows = [
+        {"image": "a", "x": 1.0, "y": np.nan},
+        {"image": "b", "x": np.nan, "y": np.nan},
+        {"image": "c", "x": 4, "y": np.nan},
+    ]
+    means = metrics.write(tmp_path / "m.csv", rows)
+    assert means["x"] == 2.5 and np.isnan(means["y"])
+
+
 def blur(images, gain=1):
     kernel = gain * np.array([1, 4, 6, 4, 1]) / 16
     for axis in (1, 2):

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import tensorflow as tf
+from conftest import center_hole, images, zs
 
 import search
 
@@ -91,3 +92,42 @@ def test_better_takes_each_image_for_itself():
     best = tf.constant([[0.0], [0.0]]), tf.constant([1.0, 2.0])
     z, losses = search.better(best, tf.constant([[5.0], [5.0]]), tf.constant([1.5, 1.5]))
     assert z.numpy().tolist() == [[0.0], [5.0]] and losses.numpy().tolist() == [1.0, 1.5]
+
+
+@pytest.mark.parametrize("iterations", [0, 12])
+def test_a_search_from_a_start_stays_near_it(tiny_dcgan, iterations):
+    """The loss has the prior's share, and its pull is that of a quadratic: checked against the article's in NumPy."""
+    dcgan, x, start = tiny_dcgan(), images(3), zs(3)
+    found = {}
+    for prior in (0.0, 1e6):
+        options = dict(start=start, prior=prior, iterations=iterations, lam=0.2)
+        first, *_, last = [*search.complete(dcgan, x, center_hole(3), **options)] * 2
+        generated, contextual, perceptual = dcgan.completion_losses(last.z, x, center_hole(3))
+        expected = contextual + 0.2 * perceptual + prior * np.sum((last.z - start) ** 2, 1)
+        np.testing.assert_allclose(last.total, expected, rtol=1e-3)
+        np.testing.assert_array_equal(first.z, start)
+        found[prior] = last.z
+    np.testing.assert_allclose(found[1e6], start, atol=0.02)
+    assert (np.abs(found[0.0] - start).max(1) > 0.02).all() == (iterations > 0)
+
+
+def test_progress_counts_candidates_and_iterations(tiny_dcgan):
+    told = []
+    options = dict(iterations=30, interval=30, candidates=200, progress=lambda done, total: told.append((done, total)))
+    list(search.complete(tiny_dcgan(), images(1), center_hole(1), **options))
+    assert told == [(1, 34), (2, 34), (3, 34), (4, 34), (24, 34), (34, 34)]
+    told.clear()
+    list(search.complete(tiny_dcgan(), images(1), center_hole(1), start=zs(1), **options))
+    assert told == [(20, 30), (30, 30)]
+
+
+def test_other_starts_fill_up_the_variance_of_z():
+    start = np.random.default_rng(0).uniform(-0.3, 0.3, (2, 4000)).astype(np.float32)
+    others = np.stack([search.others_near(start, seed, [0, 1]) for seed in (1, 2)])
+    assert others.dtype == np.float32 and abs(others).max() <= 1
+    np.testing.assert_array_equal(others[0, 1:], search.others_near(start[1:], 1, [1]))
+    left = np.sqrt(1 / 3 - np.mean(start**2))
+    clipped = scipy.stats.norm(0, left).expect(lambda x: min(1, max(-1, x)) ** 2) ** 0.5
+    assert (others - start).std() == pytest.approx(clipped, abs=0.03)
+    assert abs(np.corrcoef((others - start).reshape(4, -1)) - np.eye(4)).max() < 0.1
+    np.testing.assert_array_equal(search.others_near(np.ones((1, 5)), 1, [0]), np.ones((1, 5)))

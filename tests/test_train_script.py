@@ -162,7 +162,7 @@ def test_training_does_what_its_flags_say(trained, tmp_path, monkeypatch):
         def train(self):
             """Leaves out the training."""
 
-    monkeypatch.setattr(training, "Run", Run)
+    monkeypatch.setattr(training, "GANRun", Run)
     assert runpy.run_path(str(ROOT / "train-dcgan.py"))["main"]() == 0
     dcgan, images = given.pop("dcgan"), given.pop("images")
     assert given == dict(

@@ -1,5 +1,6 @@
 """A run: what it is fed, when it saves and evaluates, how it stops and goes on."""
 
+import json
 import signal
 
 import cli
@@ -8,19 +9,21 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import TINY, values, zs
+from conftest import TINY, events, values, zs
 from PIL import Image
 
 import checkpoint
+import masks
 import ops
 import training
 import utils
 from dataset import ImageFolder
+from encoder import Encoder
 from model import DCGAN
-from training import Run
+from training import EncoderRun, GANRun
 
 
-class Interrupted(Run):
+class Interrupted(GANRun):
     """A run that gets SIGTERM in the steps in `stops`, and keeps what it was trained on in `fed`."""
 
     def __init__(self, *args, fed, stops, **settings):
@@ -30,7 +33,7 @@ class Interrupted(Run):
     def step(self, batch):
         outputs = super().step(batch)
         self.fed.append((batch.numpy(), outputs["z"]))
-        if self.dcgan.step in self.stops:
+        if self.model.step in self.stops:
             signal.raise_signal(signal.SIGTERM)
         return outputs
 
@@ -65,8 +68,8 @@ def test_a_stopped_run_goes_on_as_if_never_stopped(folder, tmp_path):
     files = [utils.to_float(utils.read_image(p, 16, 3)) for p in utils.find_images(folder)]
     upright = [any(np.array_equal(image, file) for file in files) for x, _ in fed for image in x]
     assert 0.2 < np.mean(upright) < 0.8
-    assert (parts.dcgan.step, parts.epoch, parts.seen) == (12, 4, 0)
-    trained, resumed = (run.dcgan.networks | run.optimizers for run in (whole, parts))
+    assert (parts.model.step, parts.epoch, parts.seen) == (12, 4, 0)
+    trained, resumed = (run.model.networks | run.optimizers for run in (whole, parts))
     assert set(trained) == {"generator", "discriminator", "averaged", "d_optimizer", "g_optimizer"}
     for name in trained:
         for a, b in zip(trained[name].variables, resumed[name].variables, strict=True):
@@ -74,24 +77,24 @@ def test_a_stopped_run_goes_on_as_if_never_stopped(folder, tmp_path):
 
 
 def test_nothing_is_lost_to_a_signal_while_samples_are_drawn(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(Run, "write_samples", lambda self, samplers: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(GANRun, "write_samples", lambda self: signal.raise_signal(signal.SIGTERM))
     dcgan = DCGAN(**TINY)
-    assert Run(dcgan, ImageFolder(folder, 16, 3), **settings(tmp_path)).train() == signal.SIGTERM
+    assert GANRun(dcgan, ImageFolder(folder, 16, 3), **settings(tmp_path)).train() == signal.SIGTERM
     assert dcgan.step == DCGAN.load(tmp_path / "checkpoint").step == 2
 
 
 @pytest.mark.parametrize("method", ["step", "report", "evaluate"])
 def test_a_signal_does_not_spare_the_last_evaluation(folder, tmp_path, monkeypatch, method):
-    original = getattr(Run, method)
+    original = getattr(GANRun, method)
 
     def interrupted(self, *args):
         outputs = original(self, *args) if method == "step" else None
-        if self.dcgan.step == 3:
+        if self.model.step == 3:
             signal.raise_signal(signal.SIGTERM)
         return outputs or original(self, *args)
 
-    monkeypatch.setattr(Run, method, interrupted)
-    assert Run(DCGAN(**TINY), ImageFolder(folder, 16, 3), **settings(tmp_path, epoch=1)).train() is None
+    monkeypatch.setattr(GANRun, method, interrupted)
+    assert GANRun(DCGAN(**TINY), ImageFolder(folder, 16, 3), **settings(tmp_path, epoch=1)).train() is None
     assert DCGAN.load(tmp_path / "checkpoint/best").step == 3
 
 
@@ -112,13 +115,12 @@ def test_an_evaluation_compares_the_same_samples_and_images_each_time(folder, tm
     monkeypatch.setattr(training, "EVALUATED_IMAGES", 6)
     monkeypatch.setattr(training.metrics, "sliced_wasserstein", distance)
     kept = []
-    monkeypatch.setattr(checkpoint, "keep_best", lambda directory, config, swd, **contents: kept.append(swd))
+    monkeypatch.setattr(checkpoint, "keep_best", lambda directory, config, name, swd, **contents: kept.append(swd))
     dcgan, files = tiny_dcgan(ema=0.9), ImageFolder(folder, 16, 3)
     dcgan.averaged.set_weights([v + 0.1 for v in dcgan.generator.get_weights()])
-    samplers = {"generator": dcgan.generator, "averaged": dcgan.averaged}
-    runs = [Run(dcgan, files, **settings(tmp_path, seed=seed)) for seed in (1, 2)]
+    runs = [GANRun(dcgan, files, **settings(tmp_path, seed=seed)) for seed in (1, 2)]
     for run in (runs[0], *runs):
-        run.evaluate(samplers, bar, ())
+        run.evaluate(bar, ())
     assert kept == [2.5, 4.5, 6.5]  # the averaged one's
     z = ops.random_z((6, 5), 2, "evaluated z")
     for (_, generated), network in zip(compared[4:], (dcgan.generator, dcgan.averaged), strict=True):
@@ -129,14 +131,14 @@ def test_an_evaluation_compares_the_same_samples_and_images_each_time(folder, tm
         np.testing.assert_array_equal(compared[i], compared[j])
     real = [[next(k for k in range(10) if np.array_equal(x, files.read(k))) for x in pair[0]] for pair in compared]
     assert len(set(real[0])) == 6 and real[0] == real[1] != real[4]
-    runs[0].evaluate(samplers, bar, [signal.SIGTERM])
+    runs[0].evaluate(bar, [signal.SIGTERM])
     assert len(kept) == 3
 
 
 def test_checkpoints_at_the_start_at_intervals_and_at_epochs_ends(folder, tmp_path, monkeypatch):
     saved = []
     monkeypatch.setattr(
-        checkpoint, "save", lambda directory, networks, numbers, optimizers: saved.append(numbers["step"])
+        checkpoint, "save", lambda directory, networks, numbers, optimizers, keep=3: saved.append(numbers["step"])
     )
     monkeypatch.setattr(checkpoint, "keep_best", lambda *_, **__: None)
     train(tmp_path / "short", folder)
@@ -166,7 +168,7 @@ def test_settings_of_a_resumed_run(folder, tmp_path):
 
 
 def test_samples_are_the_averaged_generators(folder, tmp_path):
-    dcgan = train(tmp_path, folder).dcgan
+    dcgan = train(tmp_path, folder).model
     grid = np.asarray(Image.open(tmp_path / "sample/checkpoint_000012.png"))
     samples = dcgan.samplers()["averaged"](ops.random_z((64, 5), 1, "samples"), training=False)
     np.testing.assert_allclose(grid, utils.image_grid(samples, columns=8), atol=1)
@@ -176,7 +178,7 @@ def test_training_on_two_replicas_stops_and_goes_on(folder, tmp_path):
     whole = train(tmp_path / "whole", folder, batch_size=4)
     with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
         parts = train(tmp_path / "parts", folder, stops=(3,), batch_size=4)
-        assert parts.dcgan.strategy.num_replicas_in_sync == 2 and parts.dcgan.step == 8
+        assert parts.model.strategy.num_replicas_in_sync == 2 and parts.model.step == 8
         with pytest.raises(cli.UserError, match="--batch_size 3: is not a multiple of the 2 GPUs"):
             train(tmp_path / "odd", folder)
     for (x, z), (x_, z_) in zip(whole.fed, parts.fed, strict=True):
@@ -184,8 +186,89 @@ def test_training_on_two_replicas_stops_and_goes_on(folder, tmp_path):
         np.testing.assert_array_equal(z, z_)
     z = zs(2)
     loaded = DCGAN.load(tmp_path / "parts" / "checkpoint")
-    np.testing.assert_allclose(loaded.generator(z), parts.dcgan.generator(z), atol=1e-5)
-    np.testing.assert_allclose(loaded.averaged(z), parts.dcgan.averaged(z), atol=1e-5)
+    np.testing.assert_allclose(loaded.generator(z), parts.model.generator(z), atol=1e-5)
+    np.testing.assert_allclose(loaded.averaged(z), parts.model.averaged(z), atol=1e-5)
+
+
+def train_encoder(home, folder, dcgan, stops=(), **options):
+    """Train an encoder of a DCGAN for 4 epochs of 3 steps on 9 of 10 images, stopped after each of `stops`."""
+    for stop in (*stops, None):
+        keras.utils.set_random_seed(1)
+        files = ImageFolder(folder, 16, 3)
+        run = EncoderRun(Encoder(dcgan), files, files.take_apart(1, 1), **settings(home, **options))
+        if stop:
+            original = run.step
+
+            def step(batch, original=original, run=run, stop=stop):
+                outputs = original(batch)
+                if run.model.step == stop:
+                    signal.raise_signal(signal.SIGTERM)
+                return outputs
+
+            run.step = step
+        assert (run.train() is None) == (stop is None)
+    return run
+
+
+def test_a_stopped_encoder_goes_on_as_if_never_stopped(folder, tmp_path, tiny_dcgan):
+    dcgan = tiny_dcgan()
+    whole = train_encoder(tmp_path / "whole", folder, dcgan)
+    parts = train_encoder(tmp_path / "parts", folder, dcgan, stops=(2, 7))
+    assert (parts.model.step, parts.epoch, parts.seen) == (12, 4, 0)
+    (whole_adam,), (parts_adam,) = whole.optimizers.values(), parts.optimizers.values()
+    for a, b in zip(whole.model.network.variables, parts.model.network.variables, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4, err_msg=a.path)
+    for a, b in zip(whole_adam.variables, parts_adam.variables, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4, err_msg=a.path)
+    # the step size falls along a cosine to the end
+    assert float(whole_adam.learning_rate) == pytest.approx(0, abs=1e-9)
+    assert float(whole.schedule(0.01)(3)) == pytest.approx(0.01 * (1 + np.cos(np.pi / 4)) / 2)
+    (record,) = (tmp_path / "whole/log").iterdir()
+    assert {"e_loss", "e_loss_all", "e_loss_hole", "images_per_second"} & {*events(record).Tags()["tensors"]}
+    assert "error/hole" in events(record).Tags()["tensors"]
+    assert Image.open(tmp_path / "whole/sample/whole-encoder_000012.png").size[1] > 3 * 128
+
+
+def test_images_kept_apart_are_not_learned_from(folder):
+    files = ImageFolder(folder, 16, 3)
+    everything = [files.read(i).copy() for i in range(10)]
+    apart = files.take_apart(4, seed=3)
+    again = ImageFolder(folder, 16, 3, cache_mb=0)
+    np.testing.assert_array_equal(apart, again.take_apart(4, seed=3))
+    assert len(files) == len(again) == 6 and files.paths == again.paths
+    batches = utils.to_uint8(np.concatenate(list(files.epoch(0, 2))))
+    blocks = utils.to_uint8(np.concatenate(list(files.blocks(4))))
+    for rest in (batches, blocks, [again.read(i) for i in range(6)]):
+        seen = sorted(x.tobytes() for x in [*rest, *apart])
+        assert seen == sorted(x.tobytes() for x in everything)
+
+
+def test_the_best_encoder_is_kept_by_its_error_in_holes(folder, tmp_path, tiny_dcgan, monkeypatch):
+    run = train_encoder(tmp_path, folder, tiny_dcgan())
+    best = json.loads((tmp_path / "checkpoint/best/config.json").read_text())
+    assert best["generator"] == run.model.dcgan.fingerprint() and best["images"] == 9
+    (kind, mask), image = run.holes[0], run.apart[:1]
+    encoder, _ = Encoder(run.model.dcgan), checkpoint.restore
+    checkpoint.restore(tmp_path / "checkpoint/best", encoder.networks)
+    shown, known = masks.holes(kind, [mask]).known(image)
+    error = abs(run.model.dcgan.draw(encoder.guess(shown, known)) - image)[np.broadcast_to(known == 0, image.shape)]
+    assert best["hole"] == pytest.approx(127.5 * error.mean(), rel=1e-3)
+
+
+def test_a_new_generator_takes_over_the_weights_of_the_old_ones_encoder(folder, tmp_path, tiny_dcgan, capsys):
+    old, new = tiny_dcgan(), tiny_dcgan()
+    new.generator.trainable_variables[0].assign_add(new.generator.trainable_variables[0])
+    before = train_encoder(tmp_path, folder, old)
+    files = ImageFolder(folder, 16, 3)
+    run = EncoderRun(Encoder(new), files, files.take_apart(1, 1), **settings(tmp_path))
+    assert "is for another generator; a new run starts from its weights" in capsys.readouterr().out
+    assert (run.model.step, run.epoch, run.resumed) == (0, 0, False)
+    for a, b in zip(before.model.network.variables, run.model.network.variables, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert run.train() is None
+    numbers = checkpoint.restore(tmp_path / "checkpoint", Encoder(new).networks, ("step", "generator"))
+    assert numbers == {"step": 12, "generator": new.fingerprint()}
+    assert json.loads((tmp_path / "checkpoint/best/config.json").read_text())["generator"] == new.fingerprint()
 
 
 def test_a_diverged_run_stops_before_it_is_saved(folder, tmp_path):

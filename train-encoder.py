@@ -1,0 +1,119 @@
+#!/usr/bin/env python3
+"""Learn from faces how to fill holes with a trained DCGAN: their covariance, and an encoder that guesses z.
+
+./train-encoder.py --checkpointDir checkpoints/mine --dataset data/mine/aligned
+tensorboard --logdir logs
+
+Both are kept with the model, and complete.py uses them. The same command goes on with a run that was stopped; when the
+model has been trained further, it makes the encoder fit that.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import cli
+
+import checkpoint
+import utils
+
+ENOUGH = 10_000  # steps of 64 images, until the encoder gets better slowly
+APART = 512  # images to measure on, at most a tenth of all
+
+
+def parse_args():
+    parser = cli.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    count = cli.number(int, 1, 10**9)
+    add = parser.add_argument
+    add("--dataset", metavar="DIR", required=True, help="folder of images, searched in all subfolders")
+    add("--checkpointDir", metavar="DIR", default="checkpoints/mine", help="the model (%(default)s)")
+    add("--epoch", type=count, default=10, help="epochs in all, those before a resume included (%(default)s)")
+    add("--sample_dir", metavar="DIR", default="samples", help="where pictures of completions go (%(default)s)")
+    add("--log_dir", metavar="DIR", default="logs", help="where TensorBoard's record goes (%(default)s)")
+    add("--cache_mb", type=cli.number(int, 0), metavar="MB", default=1024, help="memory for images (%(default)s)")
+    add("--eval_every", type=count, metavar="N", help="measure the encoder every N steps too (at epochs' ends)")
+    add("--jit_compile", action="store_true", help="compile the step with XLA: for one GPU; slows a CPU down tenfold")
+    add("--deterministic", action="store_true", help="the same bits in every run, where TensorFlow can; slower")
+    group = parser.add_argument_group("settings kept with the encoder", "a resumed run goes on with them")
+    checkpoint.add_settings(group, checkpoint.ENCODER_TRAINING)
+    return parser, parser.parse_args()
+
+
+def main():
+    parser, args = parse_args()
+    return parser.run(train, args)
+
+
+def settings(args, folder):
+    """What the encoder in a folder, if there is one, was trained with, with the flags given."""
+    if not Path(args.dataset).is_dir():
+        raise cli.UserError(f"--dataset {args.dataset}: no such directory; give a folder of images")
+    if not checkpoint.holds_model(args.checkpointDir):
+        raise cli.UserError(f"--checkpointDir {args.checkpointDir}: holds no model; train one with train-dcgan.py")
+    architecture, saved = checkpoint.read_config(args.checkpointDir)["architecture"], {}
+    if checkpoint.find(folder):
+        config = checkpoint.read_config(folder)
+        saved = {"precision": "float32"} | config["training"]
+        if config["weights"] != "float32":
+            raise cli.UserError(
+                f"--checkpointDir {args.checkpointDir}: its encoder has no state of its training; copy the model "
+                "without it to another folder, and train one there"
+            )
+    training = checkpoint.settings(args, checkpoint.ENCODER_TRAINING, saved)
+    checkpoint.check_precision("--checkpointDir", args.checkpointDir, saved.get("precision"), training["precision"])
+    return architecture, training
+
+
+def train(args):
+    sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line at once, and keeps it if we are killed
+    folder = Path(args.checkpointDir, "encoder")
+    architecture, options = settings(args, folder)
+    for path, flag in ((folder, "--checkpointDir"), (args.sample_dir, "--sample_dir"), (args.log_dir, "--log_dir")):
+        utils.make_directory(path, flag)
+    lock = checkpoint.lock(folder, "--checkpointDir")  # noqa: F841, held until the process ends
+
+    with cli.quiet_tensorflow():
+        import blend
+        import ops
+        from dataset import ImageFolder
+        from encoder import Encoder
+        from model import DCGAN
+        from training import EncoderRun
+
+        device = ops.use_device(args.deterministic)
+    trained = DCGAN.load(args.checkpointDir)
+    print(f"{device}\n{checkpoint.describe(args.checkpointDir, trained.step)}")
+    size, channels = architecture["image_size"], architecture["c_dim"]
+    images = ImageFolder(args.dataset, size, channels, seed=options["seed"], cache_mb=args.cache_mb)
+    if len(images) < 20:
+        raise cli.UserError(f"--dataset {args.dataset}: holds {len(images)} images; an encoder learns from thousands")
+    apart = images.take_apart(min(APART, len(images) // 10), options["seed"])
+    per_epoch = len(images) // min(options["batch_size"], len(images))
+    print(f"images: {len(images)} to learn from, {len(apart)} kept apart; steps an epoch: {per_epoch}")
+    if args.epoch * per_epoch < ENOUGH:
+        print(f"a good encoder takes about {ENOUGH} steps, --epoch {-(-ENOUGH // per_epoch)}")
+
+    with ops.memory_and_disk("--batch_size, --log_dir"):
+        if blend.load_covariance(args.checkpointDir, images.shape) is None:
+            covariance = blend.fit_covariance(images.blocks)
+            blend.save_covariance(args.checkpointDir, covariance)
+            print(f"covariance: {len(covariance.variances)} axes, in {Path(args.checkpointDir, blend.COVARIANCE)}")
+        ops.keras.utils.set_random_seed(options["seed"])
+        precision = options.pop("precision")
+        if precision == "auto":
+            precision = ops.fastest_precision()
+        with ops.strategy().scope():
+            dcgan = DCGAN(**architecture | {"ema": 0.0}, precision=precision)
+            dcgan.start_from(trained)
+            encoder = Encoder(dcgan, precision)
+        options |= {name: getattr(args, name) for name in ("epoch", "eval_every", "jit_compile")}
+        options |= dict(checkpoint_dir=folder, sample_dir=args.sample_dir, log_dir=args.log_dir)
+        run = EncoderRun(encoder, images, apart, **options)
+        signal = run.train()
+    following = "stopped; the same command goes on from there" if signal else "a higher --epoch trains longer"
+    print(f"{folder}: {run.epoch} of {args.epoch} epochs done, step {encoder.step}; {following}")
+    return 128 + signal if signal else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
