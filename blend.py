@@ -15,7 +15,7 @@ import utils
 COVARIANCE = "covariance.npz"  # beside a model
 AXES = 512
 DETAIL = 0.5
-NOISE = 25  # times the variance that the axes leave, which is not white
+NOISE = 25  # more than 1, as what the axes leave is not white: between 20 and 30 it was best
 
 
 class Covariance(NamedTuple):
@@ -79,7 +79,7 @@ def load_covariance(directory, image_shape):
     return covariance
 
 
-def gaussian(images, generated, masks, covariance, detail=DETAIL, pool=1):
+def gaussian(images, generated, masks, covariance, detail=DETAIL, pool=1, noise=NOISE):
     """Mend what `generated` has wrong in the hole by what it has wrong at the known pixels.
 
     Images and their error G(z) - y are both taken as normal with the covariance of faces, so that the known part tells
@@ -89,12 +89,13 @@ def gaussian(images, generated, masks, covariance, detail=DETAIL, pool=1):
     lies the best between least error and most natural (Freirich, Michaeli and Meir 2021).
 
     images, generated: (N, H, W, C) in [-1, 1]; what `images` hold under the hole is never used. masks: (N, H, W, 1).
-    With `pool` above 1 the means of `pool` x `pool` pixels are known instead. Returns float32 (N, H, W, C), to be
-    joined with the known pixels; where nothing is known it is `generated`.
+    With `pool` above 1 the means of `pool` x `pool` pixels are known instead. noise: s, in units of the variance that
+    the axes leave. Returns float32 (N, H, W, C), to be joined with the known pixels; where nothing is known it is
+    `generated`.
     """
     shape = generated.shape[1:]
     mean, axes = covariance.mean.reshape(shape), covariance.axes.astype(np.float32)
-    noise = max(NOISE * covariance.rest, 1e-4 * float(covariance.variances.min())) / pool**2
+    noise = max(noise * covariance.rest, 1e-4 * float(covariance.variances.min())) / pool**2
     result, last = [], None
     for image, face, mask in zip(images, generated, masks, strict=True):
         known = np.broadcast_to(mask > 0, shape).ravel() if pool == 1 else None
@@ -120,6 +121,13 @@ def pooled(images, pool):
     """The means of `pool` x `pool` pixels: (N, H, W, C) -> (N, H / pool, W / pool, C)."""
     count, height, width, channels = images.shape
     return images.reshape(count, height // pool, pool, width // pool, pool, channels).mean((2, 4))
+
+
+def join(images, generated, masks, covariance=None, detail=DETAIL, pool=1):
+    """Fill the holes of images with what was generated: `gaussian` where there is a covariance, then `poisson`."""
+    if covariance is not None:
+        generated = gaussian(images, generated, masks, covariance, detail, pool)
+    return np.stack(list(map(poisson, images, generated, masks)))
 
 
 def poisson(image, generated, mask):

@@ -266,7 +266,7 @@ def load(args, directory):
         raise cli.UserError("--prior: is for --start encoder, and with that a model that has one; leave it out")
     covariance = None
     if args.blend in (None, "gaussian"):
-        covariance = blend.load_covariance(directory, (dcgan.image_size, dcgan.image_size, dcgan.c_dim))
+        covariance = blend.load_covariance(directory, dcgan.image_shape)
         if args.blend and covariance is None:
             raise cli.UserError(f"--blend gaussian: {directory} has no {blend.COVARIANCE}; {renew} makes one")
     if args.detail is not None and covariance is None:
@@ -315,11 +315,8 @@ def complete_batch(args, model, batch, sample, search_dir, log_dir):
         last = found._replace(generated=generated, completed=completed)
     final = last.completed
     if model.blend != "none":
-        fitted = last.generated
-        if model.covariance and holes.kind != "full":
-            detail = {} if args.detail is None else {"detail": args.detail}
-            fitted = blend.gaussian(images, fitted, holes.masks, model.covariance, pool=holes.pool, **detail)
-        final = np.stack(list(map(blend.poisson, images, fitted, holes.masks)))
+        detail = blend.DETAIL if args.detail is None else args.detail
+        final = blend.join(images, last.generated, holes.masks, model.covariance, detail, holes.pool)
     utils.write_film(search_dir / "completion.gif", [*frames, utils.image_grid(final)])
     views = {"original": images} if holes.truth_known else {}
     views |= {"masked": holes.show(images), "generated": found.generated}

@@ -37,7 +37,7 @@ def export(args):
         ops.use_device()
     dcgan = DCGAN.load(args.checkpointDir)
     encoder, older = Encoder.load(args.checkpointDir, dcgan)
-    covariance = blend.load_covariance(args.checkpointDir, (dcgan.image_size, dcgan.image_size, dcgan.c_dim))
+    covariance = blend.load_covariance(args.checkpointDir, dcgan.image_shape)
     dcgan.export(args.out)
     parts = [f"generator and discriminator of step {dcgan.step}"]
     if covariance:

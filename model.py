@@ -34,6 +34,7 @@ class DCGAN:
         """
         self.architecture = dict(image_size=image_size, c_dim=c_dim, z_dim=z_dim, gf_dim=gf_dim, df_dim=df_dim, ema=ema)
         self.image_size, self.c_dim, self.z_dim, self.ema = image_size, c_dim, z_dim, ema
+        self.image_shape = image_size, image_size, c_dim
         self.precision, self.strategy = precision, tf.distribute.get_strategy()
         self.step = 0  # training steps behind the weights
         self.compiled = {}  # what search.py compiles for this model, by function

@@ -85,9 +85,9 @@ def train(args):
     print(f"{device}\n{checkpoint.describe(args.checkpointDir, trained.step)}")
     size, channels = architecture["image_size"], architecture["c_dim"]
     images = ImageFolder(args.dataset, size, channels, seed=options["seed"], cache_mb=args.cache_mb)
-    if len(images) < 20:
-        raise cli.UserError(f"--dataset {args.dataset}: holds {len(images)} images; an encoder learns from thousands")
-    apart = images.take_apart(min(APART, len(images) // 10), options["seed"])
+    if len(images) < 2:
+        raise cli.UserError(f"--dataset {args.dataset}: holds one image; an encoder learns from thousands")
+    apart = images.take_apart(min(APART, max(1, len(images) // 10)), options["seed"])
     per_epoch = len(images) // min(options["batch_size"], len(images))
     print(f"images: {len(images)} to learn from, {len(apart)} kept apart; steps an epoch: {per_epoch}")
     if args.epoch * per_epoch < ENOUGH:

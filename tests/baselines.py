@@ -1,88 +1,133 @@
-"""How well holes in faces are filled: the DCGAN's completions beside three simple baselines'.
+"""How well holes in faces are filled: the DCGAN's completions beside simple baselines'.
 
     python tests/baselines.py --dataset data/mine/aligned --images data/test/aligned --checkpointDir checkpoints/mine
 
-Prints a Markdown table of PSNR in dB and SSIM of 8-bit pixels inside the hole, the means over faces drawn from
-`--images`, which the training faces of `--dataset` must not hold. The masks and searches are complete.py's own by
-default, for the faces in sorted order. "Blended" is blend.poisson. The baselines are OpenCV's inpainting, the
-mean of the training faces, and their PCA; they take minutes and 4 GB of memory, the DCGAN an hour without a GPU.
+Prints a Markdown table of four numbers of 8-bit pixels inside the hole: PSNR in dB; SSIM; sharpness, 1 = as sharp as
+the truth; and identity, the distance of dlib's face descriptors of the completed and the true face (0.6 and more are
+usually two people). They are means over faces drawn from `--images`, aligned by align.py, which the training faces of
+`--dataset` must not hold. Masks and searches are complete.py's own by default, for the faces in sorted order.
+`--groups` adds a table of the PCA and the default for each group of faces, which share their file names up to the last
+hyphen. The PCA takes minutes, the search from candidates an hour without a GPU.
 """
 
 import argparse
+import importlib.util
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cv2
+import dlib
 import numpy as np
-import scipy.linalg
-from tqdm import tqdm
 
 import blend
+import faces
 import masks
 import metrics
 import search
 import utils
 from dataset import ImageFolder
+from encoder import Encoder
 from model import DCGAN
 
 MASKS = {"center": {}, "random": {"fraction": 0.8}, "left": {}}
 RADIUS = 3  # pixels around the hole that Telea's method looks at
 COMPONENTS = 1000
-NOISE = 10  # times the variance the components leave, which is not white: the best of 1, 3, 10, 30, on 64 other faces
+NOISE = 10  # times the variance the components leave: the best of 1, 3, 10, 30, on 64 other faces
+DETAILS = 0, 0.5, 0.75, 1
 BATCH, SEED = 64, 0  # complete.py's defaults
 
 
-def telea(image, mask):
+def telea(images, holes):
     """OpenCV's inpainting (Telea 2004): extends the known pixels along the hole's edge inwards."""
-    filled = cv2.inpaint(utils.to_uint8(image), (mask == 0).astype(np.uint8), RADIUS, cv2.INPAINT_TELEA)
-    return utils.to_float(filled.reshape(image.shape))
+    pairs = zip(utils.to_uint8(images), (holes.masks == 0).astype(np.uint8), strict=True)
+    filled = [cv2.inpaint(*pair, RADIUS, cv2.INPAINT_TELEA).reshape(images.shape[1:]) for pair in pairs]
+    return utils.to_float(filled)
 
 
-def fit_pca(faces, components):
-    """PCA of uint8 images: their mean (D,), axes (D, K), the variances along these (K,), and the mean of the others."""
-    faces = faces.reshape(len(faces), -1)
-    mean = (faces.mean(0) / 127.5 - 1).astype(np.float32)
-    covariance = np.zeros((mean.size, mean.size), np.float32)
-    for start in tqdm(range(0, len(faces), 2048), "covariance", leave=False):
-        block = utils.to_float(faces[start : start + 2048]) - mean
-        covariance += block.T @ block / len(faces)
-    # randomized subspace iteration (Halko et al. 2011, algorithm 4.4), as an exact eigh takes far longer
-    axes = np.random.default_rng(0).normal(size=(mean.size, components + 100)).astype(np.float32)
-    for _ in tqdm(range(3), "PCA", leave=False):
-        axes, _ = np.linalg.qr(covariance @ axes)
-    variances, rotation = np.linalg.eigh(axes.T @ covariance @ axes)
-    axes, variances = axes @ rotation[:, -components:], variances[-components:]
-    return mean, axes, variances, (covariance.trace() - variances.sum()) / (mean.size - components)
+def searched(dcgan, images, holes, start=None, **options):
+    """G(z) and z as complete.py finds them."""
+    found = []
+    for i in range(0, len(images), BATCH):
+        part = slice(i, i + BATCH)
+        if start is not None:
+            options["start"] = start[part]
+        numbers = range(len(images))[part]
+        *_, last = search.complete(dcgan, images[part], holes.masks[part], numbers, seed=SEED, **options)
+        found.append((last.generated, last.z))
+    return tuple(map(np.concatenate, zip(*found, strict=True)))
 
 
-def fill_pca(images, batch_masks, mean, axes, variances, rest):
-    """The images mean + axes a, with the a that is expected given the known pixels.
+def completions(pca, dcgan, encoder, covariance, images, holes):
+    """Yield the name of each method that there is, and the images completed by it, the default last."""
+    yield f"Telea's inpainting, radius {RADIUS}", telea(images, holes)
+    mean = np.broadcast_to(pca.mean.reshape(images[0].shape), images.shape)
+    yield "mean training face", blend.join(images, mean, holes.masks)
+    probable = blend.gaussian(images, images, holes.masks, pca, detail=0, noise=NOISE)
+    yield f"PCA, {len(pca.variances):,} components", blend.join(images, probable, holes.masks)
+    if not dcgan:
+        return
+    generated, z = searched(dcgan, images, holes)
+    yield "candidates, --blend none", search.composite(images, holes.masks, generated).numpy()
+    yield "candidates, --blend poisson", blend.join(images, generated, holes.masks)
+    refined = search.refine(dcgan, images, holes.masks, z, 10)
+    yield "the same, --refine 10", blend.join(images, refined, holes.masks)
+    if encoder:
+        start = encoder.guess(*holes.known(images))
+        generated, _ = searched(dcgan, images, holes, start, iterations=0)
+        yield "encoder, --nIter 0 --blend poisson", blend.join(images, generated, holes.masks)
+        if covariance:
+            yield "encoder, --nIter 0", blend.join(images, generated, holes.masks, covariance)
+        generated, _ = searched(dcgan, images, holes, start)
+        yield "encoder, --blend poisson", blend.join(images, generated, holes.masks)
+    for detail in DETAILS if covariance else ():
+        yield f"--detail {detail:g}", blend.join(images, generated, holes.masks, covariance, detail)
+    if covariance:
+        yield "the default", blend.join(images, generated, holes.masks, covariance)
 
-    The posterior mean under Gaussian a and noise (Tipping and Bishop 1999), or least squares with a ridge.
+
+def describer():
+    """A function that makes dlib's face descriptors (N, 128) of aligned faces, uint8 (N, H, W, C).
+
+    Where the landmarks are is known of aligned faces, so that a hole filled badly does not shift them.
     """
-    filled, last = [], None
-    for image, mask in zip(images, batch_masks, strict=True):
-        known = np.broadcast_to(mask > 0, image.shape).ravel()
-        if not np.array_equal(known, last):
-            seen, last = axes[known], known
-            factor = scipy.linalg.cho_factor(seen.T @ seen + np.diag(NOISE * rest / variances))
-        a = scipy.linalg.cho_solve(factor, seen.T @ (image.ravel()[known] - mean[known]))
-        filled.append((mean + axes @ a).reshape(image.shape))
-    return np.stack(filled)
+    spec = importlib.util.find_spec("face_recognition_models")
+    model = Path(spec.submodule_search_locations[0]) / "models" / "dlib_face_recognition_resnet_model_v1.dat"
+    network = dlib.face_recognition_model_v1(str(model))
+
+    def describe(images):
+        points = [dlib.point(round(float(x)), round(float(y))) for x, y in 256 * faces.MINMAX_TEMPLATE]
+        landmarks = dlib.full_object_detection(dlib.rectangle(0, 0, 255, 255), points)
+        large = [
+            cv2.resize(np.repeat(x, 3 // x.shape[-1], -1), (256, 256), interpolation=cv2.INTER_CUBIC) for x in images
+        ]
+        return np.array([network.compute_face_descriptor(x, landmarks) for x in large])
+
+    return describe
 
 
-def fill_dcgan(dcgan, images, batch_masks):
-    """G(z) as complete.py finds it by default, and the same with --refine 10."""
-    plain, refined = [], []
-    for start in range(0, len(images), BATCH):
-        numbers = range(len(images))[start : start + BATCH]
-        batch = images[start : start + BATCH], batch_masks[start : start + BATCH]
-        *_, last = search.complete(dcgan, *batch, numbers, seed=SEED)
-        plain.append(last.generated)
-        refined.append(search.refine(dcgan, *batch, last.z, 10))
-    return np.concatenate(plain), np.concatenate(refined)
+def scores(filled, truths, holes, describe):
+    """PSNR, SSIM, sharpness and identity of each image, (N, 4)."""
+    pixels = utils.to_uint8(filled)
+    identity = np.linalg.norm(describe(pixels) - describe(truths), axis=1)
+    triples = zip(pixels, truths, holes.masks[..., 0] == 0, strict=True)
+    rest = [[measure(*triple) for measure in (metrics.psnr, metrics.ssim, metrics.sharpness)] for triple in triples]
+    return np.column_stack([rest, identity])
+
+
+def print_table(first, rows):
+    """Print a Markdown table; `rows` are dicts from a hole to the scores (N, 4) of images, by the row's name."""
+    header = [first, *next(iter(rows.values()))]
+    lines = [header, ["---"] * len(header)]
+    for name, kinds in rows.items():
+        means = [np.nanmean(values, 0) for values in kinds.values()]
+        lines.append(
+            [name, *(f"{psnr:.2f} / {ssim:.3f} / {sharp:.2f} / {who:.3f}" for psnr, ssim, sharp, who in means)]
+        )
+    for cells in lines:
+        print(f"| {' | '.join(cells)} |")
+    print()
 
 
 def main():
@@ -91,45 +136,41 @@ def main():
     parser.add_argument("--images", required=True, help="faces that were not trained on")
     parser.add_argument("--count", type=int, default=200, help="how many of those are drawn (%(default)s)")
     parser.add_argument("--checkpointDir", help="the model; without it only the baselines are measured")
+    parser.add_argument("--groups", action="store_true", help="tell groups of faces apart")
     args = parser.parse_args()
 
-    dcgan = DCGAN.load(args.checkpointDir) if args.checkpointDir else None
-    size, channels = (dcgan.image_size, dcgan.c_dim) if dcgan else (64, 3)
+    dcgan = encoder = covariance = None
+    size, channels = 64, 3
+    if args.checkpointDir:
+        dcgan = DCGAN.load(args.checkpointDir)
+        size, channels = dcgan.image_size, dcgan.c_dim
+        encoder, _ = Encoder.load(args.checkpointDir, dcgan)
+        covariance = blend.load_covariance(args.checkpointDir, dcgan.image_shape)
     paths = utils.find_images(args.images)
     chosen = np.random.default_rng(0).choice(len(paths), min(args.count, len(paths)), replace=False)
-    truths = np.stack([utils.read_image(paths[i], size, channels) for i in sorted(chosen)])
-    images = utils.to_float(truths)
-    faces = ImageFolder(args.dataset, size, channels, cache_mb=2**20).images
-    pca = fit_pca(faces, components := min(COMPONENTS, len(faces) // 2))
+    paths = [paths[i] for i in sorted(chosen)]
+    truths = np.stack([utils.read_image(path, size, channels) for path in paths])
+    pca = blend.fit_covariance(ImageFolder(args.dataset, size, channels, cache_mb=2**20).blocks, axes=COMPONENTS)
 
-    rows = {}
+    rows, describe = {}, describer()
     for kind, options in MASKS.items():
-        numbers = range(len(images))
-        batch_masks = np.stack([masks.make(kind, size, seed=(SEED, number), **options) for number in numbers])
-
-        def blended(fills, batch_masks=batch_masks):
-            return map(blend.poisson, images, fills, batch_masks)
-
-        mean = np.broadcast_to(pca[0].reshape(images[0].shape), images.shape)
-        results = {
-            f"Telea's inpainting, radius {RADIUS}": map(telea, images, batch_masks),
-            "mean training face, blended": blended(mean),
-            f"PCA, {components:,} components, blended": blended(fill_pca(images, batch_masks, *pca)),
-        }
-        if dcgan:
-            plain, refined = fill_dcgan(dcgan, images, batch_masks)
-            results["DCGAN, --blend none"] = search.composite(images, batch_masks, plain).numpy()
-            results["DCGAN, the default"] = blended(plain)
-            results["DCGAN, --refine 10"] = blended(refined)
-        for method, filled in results.items():
-            pairs = zip(map(utils.to_uint8, filled), truths, batch_masks[..., 0] == 0, strict=True)
-            scores = np.mean([(metrics.psnr(*pair), metrics.ssim(*pair)) for pair in pairs], 0)
-            rows.setdefault(method, [method]).extend(f"{score:.{2 + i}f}" for i, score in enumerate(scores))
-
-    kinds = [" ".join([kind, *map(str, options.values())]) for kind, options in MASKS.items()]
-    header = [f"{len(images)} faces", *(f"{kind}: {name}" for kind in kinds for name in ("PSNR", "SSIM"))]
-    for cells in (header, ["---"] * len(header), *rows.values()):
-        print(f"| {' | '.join(cells)} |")
+        made = [masks.make(kind, size, seed=(SEED, number), **options) for number in range(len(truths))]
+        holes, label = masks.holes(kind, made), " ".join([kind, *map(str, options.values())])
+        for method, filled in completions(pca, dcgan, encoder, covariance, utils.to_float(truths), holes):
+            rows.setdefault(method, {})[label] = scores(filled, truths, holes, describe)
+    print(f"\nPSNR / SSIM / sharpness / identity of {len(truths)} faces\n")
+    print_table("", rows)
+    if args.groups:
+        names = np.array([path.stem.rpartition("-")[0] for path in paths])
+        compared = [name for name in rows if name.startswith("PCA")] + list(rows)[-1:]
+        print_table(
+            "",
+            {
+                f"{group}, {method}": {kind: values[names == group] for kind, values in rows[method].items()}
+                for group in sorted({*names})
+                for method in compared
+            },
+        )
 
 
 if __name__ == "__main__":

@@ -121,6 +121,23 @@ def tiny_dcgan():
     return make
 
 
+@pytest.fixture(scope="session")
+def two_replicas():
+    """One strategy for all tests of a process: those of several would take each other's gradients for their own."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+
+
+@pytest.fixture
+def replicated(tiny_dcgan, two_replicas):
+    """A function that makes a tiny DCGAN on two replicas."""
+
+    def make(**options):
+        with two_replicas.scope():
+            return tiny_dcgan(**options)
+
+    return make
+
+
 @pytest.fixture
 def save_image(tmp_path):
     """A function that writes an array, or a PIL image, to a file and returns its path."""

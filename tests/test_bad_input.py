@@ -367,14 +367,10 @@ def test_two_runs_in_one_folder(tmp_path):
 def test_ctrl_c_is_heard_during_a_search(tiny_dcgan, approach, heard):
     told = []
 
-    def finish(progress):
-        options = dict(approach=approach, iterations=45, interval=45, candidates=1, hmc_l=1)
-        return [
-            state.iteration
-            for state in search.complete(
-                tiny_dcgan(), images(1), center_hole(1), progress=lambda done, total: progress(done), **options
-            )
-        ]
+    def finish(tell):
+        options = dict(iterations=45, interval=45, candidates=1, hmc_l=1, progress=lambda done, total: tell(done))
+        states = search.complete(tiny_dcgan(), images(1), center_hole(1), approach=approach, **options)
+        return [state.iteration for state in states]
 
     def stop(done):
         raise KeyboardInterrupt

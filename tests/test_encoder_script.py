@@ -175,7 +175,7 @@ def test_export_all_that_completion_needs(learned, faces, tmp_path):
     [
         (["--dataset", "nowhere"], ["--dataset nowhere", "no such directory"]),
         (["--dataset", "empty"], ["--dataset empty", "holds no images"]),
-        (["--dataset", "few"], ["--dataset few", "holds 1 images"]),
+        (["--dataset", "few"], ["--dataset few", "holds one image"]),
         (["--dataset", "few", "--checkpointDir", "nowhere"], ["--checkpointDir nowhere", "train-dcgan.py"]),
         (["--dataset", "few", "--epoch", "0"], ["--epoch", "from 1"]),
         (["--dataset", "few", "--learning_rate", "0"], ["--learning_rate", "above 0"]),

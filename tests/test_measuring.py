@@ -1,8 +1,12 @@
 """The scripts that make the README's tables measure what they say."""
 
+import functools
+import importlib.util
 import re
+from pathlib import Path
 
 import cv2
+import dlib
 import numpy as np
 import pytest
 import skimage.metrics
@@ -13,11 +17,15 @@ import checkpoint
 import masks
 import search
 import utils
+from encoder import Encoder
+from faces import MINMAX_TEMPLATE
 
 
 def table(done):
     """The rows of the Markdown table that a script printed, as {first cell: numbers}."""
-    rows = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    rows = [
+        line.strip("| ").replace(" / ", " | ").split(" | ") for line in done.stdout.splitlines() if line[:2] == "| "
+    ]
     return {name: [float(cell) for cell in cells] for name, *cells in rows if not re.search(r"[a-z-]", "".join(cells))}
 
 
@@ -43,55 +51,110 @@ def test_baselines(tmp_path, tiny_dcgan):
     faces = np.einsum("ni,hwci->nhwc", rng.normal(size=(43, 8)), patterns) + rng.normal(128, 5, (43, 16, 16, 3))
     faces = faces.clip(0, 255).astype(np.uint8)
     for i, face in enumerate(faces):
-        path = tmp_path / ("training" if i < 40 else "test") / f"{i}.png"
+        path = tmp_path / ("training" if i < 40 else "test") / f"group{i % 2}-{i}.png"
         path.parent.mkdir(exist_ok=True)
         utils.write_image(path, face)
     dcgan = tiny_dcgan()
-    checkpoint.save(tmp_path / "model", dcgan.networks, {"step": 1}, {})
-    checkpoint.write_config(tmp_path / "model", {"architecture": dcgan.architecture})
+    encoder, covariance = tiny_model(tmp_path / "model", dcgan, faces[:40])
     flags = ["--dataset", tmp_path / "training", "--images", tmp_path / "test", "--checkpointDir", tmp_path / "model"]
-    rows = table(run("tests/baselines.py", *flags))
+    rows = table(run("tests/baselines.py", *flags, "--groups"))
 
-    truths, training = faces[40:], faces[:40].reshape(40, -1) / 127.5 - 1
-    images = utils.to_float(truths)
+    truths = faces[[40, 42, 41]]  # in the order of their names
+    expected = {}
+    for kind, options in {"center": {}, "random": {"fraction": 0.8}, "left": {}}.items():
+        holes = np.stack([masks.make(kind, 16, seed=(0, i), **options) for i in range(3)])
+        filled = completed(truths, holes, kind, faces[:40], dcgan, encoder, covariance)
+        for name, results in filled.items():
+            triples = zip(map(utils.to_uint8, results), truths, holes, strict=True)
+            each = [measured(np.where(hole == 1, truth, x), truth, hole[..., 0] == 0) for x, truth, hole in triples]
+            expected.setdefault(name, []).extend(np.mean(each, 0))
+            if name in ("PCA, 20 components", "the default"):
+                expected.setdefault(f"group0, {name}", []).extend(np.mean(each[:2], 0))
+                expected.setdefault(f"group1, {name}", []).extend(each[2])
+    assert set(rows) == set(expected) and len(rows) == 18
+    for name, row in rows.items():
+        for column, tolerance in enumerate((0.02, 0.002, 0.01, 0.01)):
+            assert row[column::4] == pytest.approx(expected[name][column::4], abs=tolerance), name
+
+
+def completed(truths, holes, kind, training, dcgan, encoder, covariance):
+    """What each row of the table is about: truths completed by each method, a dict."""
+    images, known = utils.to_float(truths), masks.holes(kind, holes).known(utils.to_float(truths))
+    *_, last = search.complete(dcgan, images, holes, range(3), seed=0)
+    start = encoder.guess(*known)
+    *_, found = search.complete(dcgan, images, holes, range(3), seed=0, start=start)
+    mean, pca = dense_pca(images, holes, utils.to_float(training).reshape(40, -1).astype(float))
+    fills = {
+        "mean training face": mean,
+        "PCA, 20 components": pca,
+        "candidates, --blend poisson": last.generated,
+        "the same, --refine 10": search.refine(dcgan, images, holes, last.z, 10),
+        "encoder, --nIter 0 --blend poisson": dcgan.draw(start),
+        "encoder, --nIter 0": blend.gaussian(images, dcgan.draw(start), holes, covariance),
+        "encoder, --blend poisson": found.generated,
+        "the default": blend.gaussian(images, found.generated, holes, covariance),
+    }
+    for detail in (0, 0.5, 0.75, 1):
+        fills[f"--detail {detail}"] = blend.gaussian(images, found.generated, holes, covariance, detail)
+    filled = {}
+    for name, fill in fills.items():
+        filled[name] = [blend.poisson(*triple) for triple in zip(images, np.float32(fill), holes, strict=True)]
+    filled["candidates, --blend none"] = last.generated
+    pairs = zip(truths, holes, strict=True)
+    telea = [cv2.inpaint(truth, np.uint8(hole == 0), 3, cv2.INPAINT_TELEA) for truth, hole in pairs]
+    return filled | {"Telea's inpainting, radius 3": utils.to_float(telea)}
+
+
+def dense_pca(images, holes, training):
+    """The mean of training images, and the images completed by 20 of their principal components, all written out."""
     mean = training.mean(0)
     _, spread, axes = np.linalg.svd(training - mean, full_matrices=False)
     variances, axes = spread[:20] ** 2 / 40, axes[:20]
     noise = 10 * (spread[20:] ** 2).sum() / 40 / (768 - 20)
-    expected = {name: [] for name in rows}
-    for kind, options in {"center": {}, "random": {"fraction": 0.8}, "left": {}}.items():
-        holes = np.stack([masks.make(kind, 16, seed=(0, i), **options) for i in range(3)])
-        *_, last = search.complete(dcgan, images, holes, range(3), seed=0)
-        refined = search.refine(dcgan, images, holes, last.z, 10)
-        pairs = {name: [] for name in rows}
-        for i, (truth, image, hole) in enumerate(zip(truths, images, holes, strict=True)):
-            known = np.broadcast_to(hole == 1, image.shape).ravel()
-            seen = (axes.T * variances) @ axes[:, known]  # the covariance of all values with the known
-            weights = np.linalg.solve(seen[known] + noise * np.eye(known.sum()), image.ravel()[known] - mean[known])
-            filled = {
-                "Telea's inpainting, radius 3": cv2.inpaint(truth, np.uint8(hole == 0), 3, cv2.INPAINT_TELEA) / 127.5
-                - 1,
-                "mean training face, blended": mean.reshape(image.shape),
-                "PCA, 20 components, blended": (mean + seen @ weights).reshape(image.shape),
-                "DCGAN, --blend none": last.generated[i],
-                "DCGAN, the default": last.generated[i],
-                "DCGAN, --refine 10": refined[i],
-            }
-            for name, fill in filled.items():
-                if name not in ("Telea's inpainting, radius 3", "DCGAN, --blend none"):
-                    fill = blend.poisson(image, np.float32(fill), hole)
-                whole = utils.to_uint8(np.where(hole == 1, image, fill))
-                pairs[name].append((whole, truth, hole[..., 0] == 0))
-        for name, each in pairs.items():
-            psnr = [skimage.metrics.peak_signal_noise_ratio(truth[hole], whole[hole]) for whole, truth, hole in each]
-            ssim = [
-                skimage.metrics.structural_similarity(
-                    *pair, channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True
-                )[1][hole].mean()
-                for *pair, hole in each
-            ]
-            expected[name] += [np.mean(psnr), np.mean(ssim)]
-    assert len(rows) == 6
-    for name, row in rows.items():
-        assert row[::2] == pytest.approx(expected[name][::2], abs=0.02), name
-        assert row[1::2] == pytest.approx(expected[name][1::2], abs=0.002), name
+    pca = []
+    for image, hole in zip(images, holes, strict=True):
+        known = np.broadcast_to(hole == 1, image.shape).ravel()
+        seen = (axes.T * variances) @ axes[:, known]  # the covariance of all values with the known
+        weights = np.linalg.solve(seen[known] + noise * np.eye(known.sum()), image.ravel()[known] - mean[known])
+        pca.append((mean + seen @ weights).reshape(image.shape))
+    return np.broadcast_to(mean.reshape(images[0].shape), images.shape), np.array(pca)
+
+
+def tiny_model(directory, dcgan, faces):
+    """Write a model with an encoder, which has random weights, and the covariance of some faces; returns the latter."""
+    checkpoint.save(directory, dcgan.networks, {"step": 1}, {})
+    checkpoint.write_config(directory, {"architecture": dcgan.architecture})
+    covariance = blend.fit_covariance(lambda: [utils.to_float(faces)])
+    blend.save_covariance(directory, covariance)
+    encoder = Encoder(dcgan)
+    encoder.export(directory)
+    return Encoder.load(directory, dcgan)[0], blend.load_covariance(directory, dcgan.image_shape)
+
+
+def measured(image, truth, hole):
+    """PSNR, SSIM, sharpness and identity, by scikit-image, a loop and dlib's other way to a descriptor."""
+    psnr = skimage.metrics.peak_signal_noise_ratio(truth[hole], image[hole])
+    options = dict(channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True)
+    ssim = skimage.metrics.structural_similarity(image, truth, **options)[1][hole].mean()
+    differences = np.zeros(2)
+    for k, x in enumerate((image, truth)):
+        grey = x @ [0.299, 0.587, 0.114]
+        for y, x in np.argwhere(hole):
+            for j, i in ((y + 1, x), (y, x + 1)):
+                if max(j, i) < len(hole) and hole[j, i]:
+                    differences[k] += abs(grey[y, x] - grey[j, i])
+    identity = np.linalg.norm(np.subtract(descriptor(image), descriptor(truth)))
+    return psnr, ssim, differences[0] / differences[1], identity
+
+
+def descriptor(image):
+    points = [dlib.point(*map(int, np.round(point))) for point in 256 * MINMAX_TEMPLATE]
+    landmarks = dlib.full_object_detection(dlib.rectangle(0, 0, 255, 255), points)
+    large = cv2.resize(image, (256, 256), interpolation=cv2.INTER_CUBIC)
+    return network().compute_face_descriptor(dlib.get_face_chip(large, landmarks, 150, 0.25))
+
+
+@functools.cache
+def network():
+    folder = Path(importlib.util.find_spec("face_recognition_models").submodule_search_locations[0])
+    return dlib.face_recognition_model_v1(str(folder / "models/dlib_face_recognition_resnet_model_v1.dat"))

@@ -198,17 +198,12 @@ def test_adam_is_that_of_tensorflow_1(tiny_dcgan):
         np.testing.assert_allclose(variable.numpy(), expected, atol=2e-6)
 
 
-def two_replicas(tiny_dcgan, **options):
-    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-        return tiny_dcgan(**options)
-
-
-def test_a_step_on_two_replicas_equals_one_on_both_halves(tiny_dcgan):
+def test_a_step_on_two_replicas_equals_one_on_both_halves(tiny_dcgan, replicated):
     """Each replica normalises its half of the batch by itself; losses and gradients are those of the whole."""
     x, z = images(6), zs(6)
     expected = tiny_dcgan()
     d_loss, _, g_loss = plain_step(expected, x, z, 0.1, groups=2)
-    dcgan = two_replicas(tiny_dcgan, ema=0.5)
+    dcgan = replicated(ema=0.5)
     old = values(dcgan.averaged.trainable_variables)
     outputs = descend(dcgan, x, z)
     assert float(outputs["d_loss"]) == pytest.approx(d_loss, rel=1e-4)
@@ -223,14 +218,14 @@ def test_a_step_on_two_replicas_equals_one_on_both_halves(tiny_dcgan):
         np.testing.assert_allclose(average.numpy(), 0.1 * a + 0.9 * b.numpy(), atol=1e-5)
 
 
-def test_moving_statistics_of_two_replicas_are_the_mean_of_both(tiny_dcgan):
+def test_moving_statistics_of_two_replicas_are_the_mean_of_both(tiny_dcgan, replicated):
     x, z = images(6), zs(6)
     ones = [tiny_dcgan() for _ in range(2)]
     for one, half in zip(ones, (slice(3), slice(3, 6)), strict=True):
         fakes = [one.generator(z[half], training=True) for _ in range(2)]
         for batch in (x[half], fakes[0], fakes[0], fakes[1]):
             one.discriminator(batch, training=True)
-    dcgan = two_replicas(tiny_dcgan)
+    dcgan = replicated()
     compiled_step(dcgan, dcgan.make_optimizers(1e-30, 0.5))(x, z)
     for name in ("generator", "discriminator"):
         variables = (getattr(network, name).non_trainable_variables for network in (dcgan, *ones))
@@ -274,8 +269,8 @@ def test_float16_survives_gradients_that_overflow(tiny_dcgan):
     assert any(changed(before, dcgan.generator.trainable_variables))
 
 
-def test_float16_on_two_replicas_leaves_a_step_out_when_one_overflows(tiny_dcgan):
-    dcgan = two_replicas(tiny_dcgan, precision="mixed_float16")
+def test_float16_on_two_replicas_leaves_a_step_out_when_one_overflows(replicated):
+    dcgan = replicated(precision="mixed_float16")
     optimizers = dcgan.make_optimizers(0.01, 0.5)
     step = compiled_step(dcgan, optimizers)
     x, z = images(6), zs(6)

@@ -18,7 +18,7 @@ import checkpoint
 import utils
 
 README = (ROOT / "README.md").read_text()
-SCRIPTS = ("align.py", "train-dcgan.py", "complete.py", "sample.py")
+SCRIPTS = ("align.py", "train-dcgan.py", "train-encoder.py", "complete.py", "sample.py", "export.py")
 # so that it takes seconds
 SMALL = {
     "train-dcgan.py": "--image_size 16 --z_dim 5 --gf_dim 8 --df_dim 8".split(),
@@ -29,9 +29,9 @@ SMALL = {
 
 def test_the_commands_from_photos_to_completions(tmp_path, monkeypatch):
     portrait = Image.fromarray(skimage.data.astronaut()[:240, 100:340])
-    for name in ("mine/raw", "test/raw"):
-        (tmp_path / "data" / name).mkdir(parents=True)
-        portrait.save(tmp_path / "data" / name / "portrait.jpg")
+    for name in ("mine/raw/portrait", "mine/raw/another", "test/raw/portrait"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        portrait.save(tmp_path / "data" / f"{name}.jpg")
     (tmp_path / "data/test/damaged").mkdir()
     alpha = np.full((240, 240), 255, np.uint8)
     alpha[140:150] = 0
@@ -40,9 +40,9 @@ def test_the_commands_from_photos_to_completions(tmp_path, monkeypatch):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "faces-64").symlink_to(checkpoint.SHIPPED)
     # a line with brackets tells the flags, and is no command
-    lines = re.findall(r"^(?:    )?((?:\./|tensorboard |python -c)[^[\n]*)$", README, re.M)
+    lines = re.findall(r"^(?:    )?((?:\./|tensorboard )[^[\n]*)$", README, re.M)
     commands = list(map(shlex.split, lines))
-    assert {command[0] for command in commands} == {*(f"./{script}" for script in SCRIPTS), "tensorboard", "python"}
+    assert {command[0] for command in commands} == {*(f"./{script}" for script in SCRIPTS), "tensorboard"}
     done = {}
     for program, *arguments in commands:
         script = program.removeprefix("./")
@@ -57,6 +57,7 @@ def test_the_commands_from_photos_to_completions(tmp_path, monkeypatch):
             assert "oneDNN" not in run(script, *arguments, cwd=tmp_path).stderr  # TensorFlow's chatter
     assert "d_loss" in done["tensorboard"].stdout and "histograms" in done["tensorboard"].stdout
     assert (tmp_path / "checkpoints/published/ckpt-25.index").exists()
+    assert (tmp_path / "checkpoints/published/encoder/ckpt-10.index").exists()
     assert (tmp_path / "completions" / "final" / "0000_portrait.png").exists()
     assert (tmp_path / "samples-smile" / "arithmetic.png").exists()
     assert (tmp_path / "checkpoints/tuned/ckpt-2.index").exists()

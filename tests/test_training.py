@@ -8,7 +8,6 @@ import cli
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from conftest import TINY, events, values, zs
 from PIL import Image
 
@@ -174,9 +173,9 @@ def test_samples_are_the_averaged_generators(folder, tmp_path):
     np.testing.assert_allclose(grid, utils.image_grid(samples, columns=8), atol=1)
 
 
-def test_training_on_two_replicas_stops_and_goes_on(folder, tmp_path):
+def test_training_on_two_replicas_stops_and_goes_on(folder, tmp_path, two_replicas):
     whole = train(tmp_path / "whole", folder, batch_size=4)
-    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    with two_replicas.scope():
         parts = train(tmp_path / "parts", folder, stops=(3,), batch_size=4)
         assert parts.model.strategy.num_replicas_in_sync == 2 and parts.model.step == 8
         with pytest.raises(cli.UserError, match="--batch_size 3: is not a multiple of the 2 GPUs"):
