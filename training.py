@@ -251,10 +251,10 @@ class GANRun(Run):
         z = ops.random_z((self.batch_size, self.model.z_dim), self.seed, "batch z", self.model.step)
         return {"images": batch, "z": z}
 
-    def contents(self):
-        """What a checkpoint holds, the statistics of the averaged generator estimated anew."""
+    def save(self):
+        """Write a checkpoint, the statistics of the averaged generator estimated anew."""
         self.model.samplers()
-        return super().contents()
+        super().save()
 
     def write_samples(self):
         """Write an 8x8 grid of images of one fixed z by the sampler: as a file, and as TensorBoard's G."""
