@@ -13,6 +13,8 @@ from tqdm import tqdm
 import ops
 import utils
 
+BLOCK = 2**24  # values
+
 
 class ImageFolder:
     """The images below a directory, each epoch in an order of its own that only the seed and the epoch decide."""
@@ -65,8 +67,9 @@ class ImageFolder:
         self._keep(np.setdiff1d(np.arange(len(self)), chosen))
         return apart
 
-    def blocks(self, count=1024):
-        """Yield all images in order, float32 (count, H, W, C) in [-1, 1], the last time maybe fewer."""
+    def blocks(self):
+        """Yield all images in order, some at a time so that they fit into memory: float32 (N, H, W, C) in [-1, 1]."""
+        count = max(1, BLOCK // np.prod(self.shape))
         for start in range(0, len(self), count):
             yield utils.to_float([self.read(i) for i in range(start, min(start + count, len(self)))])
 

@@ -34,7 +34,7 @@ from model import DCGAN
 MASKS = {"center": {}, "random": {"fraction": 0.8}, "left": {}}
 RADIUS = 3  # pixels around the hole that Telea's method looks at
 COMPONENTS = 1000
-NOISE = 10  # times the variance the components leave: the best of 1, 3, 10, 30, on 64 other faces
+NOISE = 10, 10  # times the variance the components leave: the best of 1, 3, 10, 30, on 64 other faces
 DETAILS = 0, 0.5, 0.75, 1
 BATCH, SEED = 64, 0  # complete.py's defaults
 

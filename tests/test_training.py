@@ -12,6 +12,7 @@ from conftest import TINY, events, values, zs
 from PIL import Image
 
 import checkpoint
+import dataset
 import masks
 import ops
 import training
@@ -228,15 +229,17 @@ def test_a_stopped_encoder_goes_on_as_if_never_stopped(folder, tmp_path, tiny_dc
     assert Image.open(tmp_path / "whole/sample/whole-encoder_000012.png").size[1] > 3 * 128
 
 
-def test_images_kept_apart_are_not_learned_from(folder):
+def test_images_kept_apart_are_not_learned_from(folder, monkeypatch):
     files = ImageFolder(folder, 16, 3)
     everything = [files.read(i).copy() for i in range(10)]
     apart = files.take_apart(4, seed=3)
     again = ImageFolder(folder, 16, 3, cache_mb=0)
     np.testing.assert_array_equal(apart, again.take_apart(4, seed=3))
     assert len(files) == len(again) == 6 and files.paths == again.paths
+    monkeypatch.setattr(dataset, "BLOCK", 2500)  # three images at a time
+    assert [len(block) for block in files.blocks()] == [3, 3]
     batches = utils.to_uint8(np.concatenate(list(files.epoch(0, 2))))
-    blocks = utils.to_uint8(np.concatenate(list(files.blocks(4))))
+    blocks = utils.to_uint8(np.concatenate(list(files.blocks())))
     for rest in (batches, blocks, [again.read(i) for i in range(6)]):
         seen = sorted(x.tobytes() for x in [*rest, *apart])
         assert seen == sorted(x.tobytes() for x in everything)
