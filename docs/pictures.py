@@ -18,6 +18,7 @@ import masks
 import ops
 import search
 import utils
+from encoder import Encoder
 from model import DCGAN
 
 HOME = Path(__file__).resolve().parent
@@ -34,11 +35,12 @@ def main(aligned):
     holes += [masks.make(kind, dcgan.image_size, seed=(0, 0), **options) for kind, options in HOLES.items()]
     images = np.repeat(faces, len(holes), axis=0)
     holes = np.tile(holes, (len(faces), 1, 1, 1))
-    *_, last = search.complete(dcgan, images, holes)
-    refined = search.refine(dcgan, images, holes, last.z, 10)
-    blended = np.stack([blend.poisson(*each) for each in zip(images, refined, holes, strict=True)])
-    views = {"original": images, "masked": images * holes}
-    views |= {"generated": last.generated, "refined": refined, "blended": blended}
+    encoder, _ = Encoder.load(checkpoint.SHIPPED, dcgan)
+    covariance = blend.load_covariance(checkpoint.SHIPPED, dcgan.image_shape)
+    start = encoder.guess(*masks.holes("mask", holes).known(images))
+    *_, last = search.complete(dcgan, images, holes, start=start)
+    blended = blend.join(images, last.generated, holes, covariance)
+    views = {"original": images, "masked": images * holes, "generated": last.generated, "blended": blended}
     utils.write_image(HOME / "completions.png", utils.labelled_rows(views))
 
     samples = dcgan.sampler(ops.random_z((48, dcgan.z_dim), 0, "samples"), training=False)
