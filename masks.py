@@ -166,6 +166,12 @@ class Holes(NamedTuple):
         return pixelate(images) if self.kind == "lowres" else images * self.masks
 
 
+def known_each(images, drawn):
+    """What an encoder sees of images (N, H, W, C) that have each a hole of its own kind, pairs as `draw` returns."""
+    pairs = [holes(kind, [mask]).known(image[None]) for image, (kind, mask) in zip(images, drawn, strict=True)]
+    return tuple(map(np.concatenate, zip(*pairs, strict=True)))
+
+
 def holes(kind, masks, window=None):
     """The `Holes` of these masks; known pixels count by their neighbourhood of `window` pixels, or all the same."""
     masks, pool = np.stack(masks), 1

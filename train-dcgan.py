@@ -134,11 +134,7 @@ def train(args):
             print(f"{args.init}: starting from its weights after step {source.step}")
         options |= {name: getattr(args, name) for name in ("epoch", "eval_every", "jit_compile")}
         options |= {name: getattr(args, name) for name in ("checkpoint_dir", "sample_dir", "log_dir")}
-        run = GANRun(dcgan, images, **options)
-        signal = run.train()
-    following = "stopped; the same command goes on from there" if signal else "a higher --epoch trains longer"
-    print(f"{args.checkpoint_dir}: {run.epoch} of {args.epoch} epochs done, step {dcgan.step}; {following}")
-    return 128 + signal if signal else 0
+        return GANRun(dcgan, images, **options).finish()
 
 
 if __name__ == "__main__":

@@ -108,11 +108,7 @@ def train(args):
             encoder = Encoder(dcgan, precision)
         options |= {name: getattr(args, name) for name in ("epoch", "eval_every", "jit_compile")}
         options |= dict(checkpoint_dir=folder, sample_dir=args.sample_dir, log_dir=args.log_dir)
-        run = EncoderRun(encoder, images, apart, **options)
-        signal = run.train()
-    following = "stopped; the same command goes on from there" if signal else "a higher --epoch trains longer"
-    print(f"{folder}: {run.epoch} of {args.epoch} epochs done, step {encoder.step}; {following}")
-    return 128 + signal if signal else 0
+        return EncoderRun(encoder, images, apart, **options).finish()
 
 
 if __name__ == "__main__":

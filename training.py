@@ -129,6 +129,13 @@ class Run:
                     break
         return stop[0] if stop and self.epoch < self.epochs else None
 
+    def finish(self):
+        """Train, tell in a line how it ended, and return the exit status of a script."""
+        signal = self.train()
+        following = "stopped; the same command goes on from there" if signal else "a higher --epoch trains longer"
+        print(f"{self.directory}: {self.epoch} of {self.epochs} epochs done, step {self.model.step}; {following}")
+        return 128 + signal if signal else 0
+
     def batches(self):
         """All batches that are left, epoch after epoch."""
         while self.epoch < self.epochs:
@@ -331,7 +338,7 @@ class EncoderRun(Run):
         """The images, and what is known of them: each has a hole of its own, drawn anew in each step."""
         draws = ops.rng(self.seed, "masks", self.model.step)
         holes = [masks.draw(self.model.dcgan.image_size, draws) for _ in range(self.batch_size)]
-        shown, known = known_of(np.asarray(batch), holes)
+        shown, known = masks.known_each(np.asarray(batch), holes)
         return {"images": batch, "shown": shown, "known": known}
 
     def contents(self):
@@ -342,7 +349,7 @@ class EncoderRun(Run):
     def write_samples(self):
         """Write what becomes of 16 of the images kept apart, as a file and to TensorBoard."""
         images, holes = self.apart[:16], self.holes[:16]
-        shown, known = known_of(images, holes)
+        shown, known = masks.known_each(images, holes)
         completed = np.where(known > 0, shown, self.model.dcgan.draw(self.model.guess(shown, known)))
         picture = utils.labelled_rows({"original": images, "known": shown, "completed": completed})
         utils.write_image(self.sample_dir / f"{self.name}_{self.model.step:06d}.png", picture)
@@ -356,7 +363,7 @@ class EncoderRun(Run):
         for i in range(0, len(self.apart), 64):
             if stop:
                 return
-            shown, known = known_of(self.apart[i : i + 64], self.holes[i : i + 64])
+            shown, known = masks.known_each(self.apart[i : i + 64], self.holes[i : i + 64])
             _, losses = self.model.losses(self.apart[i : i + 64], shown, known, training=False)
             for (kind, _), loss in zip(self.holes[i : i + 64], losses.numpy() * 127.5, strict=True):
                 errors.setdefault(kind, []).append(loss)
@@ -371,12 +378,6 @@ class EncoderRun(Run):
         bar.set_postfix(self.shown)
         config = {**self.config, "images": len(self.images)}
         checkpoint.keep_best(self.directory / "best", config, "hole", hole, **self.contents())
-
-
-def known_of(images, holes):
-    """What `masks.Holes.known` says of images that have each a hole of its own kind, pairs of kind and mask."""
-    pairs = [masks.holes(kind, [mask]).known(image[None]) for image, (kind, mask) in zip(images, holes, strict=True)]
-    return tuple(map(np.concatenate, zip(*pairs, strict=True)))
 
 
 def check_replicas(replicas, batch_size, jit_compile):
