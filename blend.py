@@ -15,11 +15,13 @@ import utils
 
 COVARIANCE = "covariance.npz"  # beside a model
 AXES = 512
+SMALLEST = 1e-9  # variance along an axis
 DETAIL = 0.5
-# the noise of a known pixel, in units of the variance that the axes leave: alone, and with all pixels around it known,
-# whose errors are much the same and count as few; measured with four kinds of hole
+PASSES = 4
+# the noise of a known pixel, in units of the variance that the axes leave: from the first number, with nothing known
+# around it, to the second, with all of its neighbourhood known, where pixels err alike and many count as few
 NOISE = 1, 20
-NEIGHBOURHOOD = 7  # pixels
+NEIGHBOURHOOD = 7  # pixels each way
 
 
 class Covariance(NamedTuple):
@@ -31,15 +33,15 @@ class Covariance(NamedTuple):
     rest: float  # the variance that is left in each other direction, the mean over all
 
 
-def fit_covariance(blocks, axes=AXES, passes=4, seed=0):
-    """The mean and the `axes` main principal axes of images, which are read `passes` times.
+def fit_covariance(blocks, axes=AXES):
+    """The mean and the `axes` main principal axes of images, which are read `PASSES` times.
 
     blocks: a function that returns an iterable over all images in parts, float32 (N, H, W, C) each, always the same.
     At most half as many axes as images are taken: what a few images say of more would be chance. Randomized subspace
     iteration (Halko et al. 2011, algorithm 4.4): no matrix of D x D is made. Returns a `Covariance`.
     """
     count, squares, total, shift, basis, product = 0, 0.0, 0.0, None, None, None
-    for k in range(passes):
+    for k in range(PASSES):
         if k:
             basis, product = scipy.linalg.qr(product, mode="economic", overwrite_a=True)[0], 0.0
         for images in blocks():
@@ -47,7 +49,7 @@ def fit_covariance(blocks, axes=AXES, passes=4, seed=0):
             if basis is None:
                 axes, shift, product = min(axes, x.shape[1]), x.mean(0), 0.0  # the shift keeps rounding small
                 size = x.shape[1], min(axes + 64, x.shape[1])
-                basis = np.random.default_rng(seed).standard_normal(size, np.float32)
+                basis = np.random.default_rng(0).standard_normal(size, np.float32)
             x = x - shift
             product += x.T @ (x @ basis)
             if not k:
@@ -60,7 +62,7 @@ def fit_covariance(blocks, axes=AXES, passes=4, seed=0):
     axes = max(1, min(axes, count // 2))
     variances, rotation = variances[: -axes - 1 : -1], rotation[:, : -axes - 1 : -1]
     rest = squares / count - float(mean @ mean) - float(variances.sum())
-    variances = np.maximum(variances, 1e-9)
+    variances = np.maximum(variances, SMALLEST)
     return Covariance(shift + mean, basis @ rotation, variances, max(rest, 0.0) / max(1, mean.size - axes))
 
 
@@ -77,10 +79,11 @@ def load_covariance(directory, image_shape):
     if arrays is None:
         return None
     covariance = Covariance(**arrays)
-    if covariance.axes.shape[1:] != covariance.variances.shape or not (
-        len(covariance.variances) and covariance.variances.min() > 0 and covariance.rest >= 0
-    ):
-        raise cli.UserError(f"{path}: its variances are not those of its axes; remove it and run train-encoder.py")
+    # as those of images in [-1, 1] can be; the rest are roundings
+    fits = covariance.axes.shape[1:] == covariance.variances.shape != (0,) and np.abs(covariance.axes).max() < 1.01
+    fits = fits and SMALLEST / 2 < covariance.variances.min() <= covariance.variances.max() < 2 * size
+    if not fits or np.abs(covariance.mean).max() > 1.01 or not 0 <= covariance.rest < 2:
+        raise cli.UserError(f"{path}: holds no covariance of images; remove it and run train-encoder.py")
     return covariance
 
 
@@ -117,7 +120,10 @@ def predictor(axes, covariance, mask, shape, pool, noise):
     alone, surrounded = np.array(noise) * max(covariance.rest, 1e-4 * float(covariance.variances.min()))
     if pool > 1:
         known = ...  # all of the means
-        seen, spread = pooled(axes.T.reshape(-1, *shape), pool).reshape(axes.shape[1], -1).T, surrounded / pool**2
+        seen, spread = (
+            utils.block_means(axes.T.reshape(-1, *shape), pool).reshape(axes.shape[1], -1).T,
+            surrounded / pool**2,
+        )
     else:
         known = np.broadcast_to(mask > 0, shape)
         density = scipy.ndimage.uniform_filter(
@@ -129,16 +135,10 @@ def predictor(axes, covariance, mask, shape, pool, noise):
     factor = scipy.linalg.cho_factor(seen.T @ precise + np.diag(1 / covariance.variances))
 
     def predict(deviation):
-        x = (deviation if pool == 1 else pooled(deviation[None], pool))[known].ravel()
+        x = (deviation if pool == 1 else utils.block_means(deviation[None], pool))[known].ravel()
         return (axes @ scipy.linalg.cho_solve(factor, precise.T @ x)).reshape(shape)
 
     return predict
-
-
-def pooled(images, pool):
-    """The means of `pool` x `pool` pixels: (N, H, W, C) -> (N, H / pool, W / pool, C)."""
-    count, height, width, channels = images.shape
-    return images.reshape(count, height // pool, pool, width // pool, pool, channels).mean((2, 4))
 
 
 def join(images, generated, masks, covariance=None, detail=DETAIL, pool=1):

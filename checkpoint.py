@@ -44,6 +44,7 @@ TRAINING = {
         "what layers compute in; auto: what is fastest without harm",
     ),
 }
+ENCODER = "encoder"  # the folder beside a model
 ENCODER_TRAINING = TRAINING | {"learning_rate": (TRAINING["learning_rate"][0], 0.0005, "first step size of Adam")}
 
 
@@ -62,13 +63,21 @@ def settings(args, table, saved):
     return {name: default for name, (_, default, _) in table.items()} | saved | given
 
 
-def check_precision(flag, directory, saved, wanted):
+def check_precision(directory, saved, wanted, remedy):
     """Raise UserError if a run with one precision, `saved` or None, cannot go on with the one that is wanted."""
     if saved and saved != wanted and "mixed_float16" in (saved, wanted):
         raise cli.UserError(
             f"--precision {wanted}: the run in {directory} has {saved}, and mixed_float16 cannot follow or be followed "
-            f"by another; leave the flag out, or choose another {flag}"
+            f"by another; leave the flag out, or {remedy}"
         )
+
+
+def check_encoder(folder, architecture):
+    """Raise UserError if the encoder in a folder is for another architecture than that of the model beside it."""
+    for name, value in read_config(folder)["architecture"].items():
+        if name not in ("gf_dim", "ema") and value != architecture[name]:  # which it does not depend on
+            why = f"{name} {value} is not the model's, {architecture[name]}"
+            raise cli.UserError(f"{folder / 'config.json'}: {why}; remove the folder, and run train-encoder.py")
 
 
 def find(directory):
@@ -261,7 +270,7 @@ def keep_best(directory, config, measure, value, networks, numbers, optimizers):
     """
     try:
         best = json.loads((directory / "config.json").read_text())
-        comparable = all(best.get(name) == config.get(name) for name in ("architecture", "images", "generator"))
+        comparable = all(best.get(name) == config.get(name) for name in ("architecture", "images", "fingerprint"))
         comparable &= best["training"]["seed"] == config["training"]["seed"]
         comparable &= find(directory) == [str(directory / f"ckpt-{best['step']}")]
         smallest = best[measure] + 0.0 if comparable else math.inf

@@ -78,7 +78,7 @@ def parse_args():
     add("--schedule", choices=["cosine", "constant"], help="how the step size goes on (cosine, to 0)")
     add("--momentum", type=cli.number(float, 0, 0.9999), help="momentum (0.9)")
     add("--lam", type=cli.number(float, 0, 10**6), help="weight of the perceptual loss (0.1)")
-    add("--candidates", type=count, metavar="K", help="the best of K random z is where candidates start (2048)")
+    add("--candidates", type=count, metavar="K", help="start from the best of K random z (2048)")
     add("--weighting", choices=["none", "neighbours"], default="none", help="what known pixels count (%(default)s)")
     add("--window", type=cli.number(int, 3, 511), default=7, help="side of the neighbourhood, odd (%(default)s)")
     add("--hmcBeta", type=step, help="inverse temperature of hmc (0.2)")
@@ -212,6 +212,8 @@ def complete(args):
         device = ops.use_device()
     model = load(args, directory)
     print(f"{device}\n{checkpoint.describe(directory, model.dcgan.step)}")
+    start = f"an encoder of step {model.encoder.step}" if model.encoder else "candidates"
+    print(f"start: {start}; blending: {model.blend}")
 
     zs, rows = [], []
     with ops.memory_and_disk("--batchSize, --log_dir"):
@@ -255,12 +257,14 @@ def load(args, directory):
     dcgan = DCGAN.load(directory)
     renew = f"./train-encoder.py --checkpointDir {directory} --dataset DIR"
     start, encoder = args.start or args.candidates and "candidates", None
+    if start == "encoder" and args.candidates:
+        raise cli.UserError("--candidates: are another start than --start encoder; leave one of them out")
     if start != "candidates":
-        encoder, older = Encoder.load(directory, dcgan)
-        what = "its encoder is of another generator" if older else "it has no encoder"
+        encoder, other = Encoder.load(directory, dcgan)
+        what = "its encoder is for another generator" if other else "it has no encoder that was measured"
         if start == "encoder" and not encoder:
             raise cli.UserError(f"--start encoder: {directory}: {what}; {renew} makes one")
-        if older:
+        if other:
             print(f"{directory}: {what}, so candidates are the start; {renew} renews it", file=sys.stderr)
     if args.prior is not None and not encoder:
         raise cli.UserError("--prior: is for --start encoder, and with that a model that has one; leave it out")

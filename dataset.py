@@ -60,12 +60,12 @@ class ImageFolder:
             self.images = self.images[: len(numbers)]
         self.paths = [self.paths[i] for i in numbers]
 
-    def take_apart(self, count, seed):
+    def hold_out(self, count, seed):
         """Take `count` images, drawn by `seed`, out of the folder: uint8 (count, H, W, C), in no epoch from now on."""
-        chosen = ops.rng(seed, "apart").choice(len(self), count, replace=False)
-        apart = np.stack([self.read(i) for i in chosen])
+        chosen = ops.rng(seed, "held out").choice(len(self), count, replace=False)
+        held_out = np.stack([self.read(i) for i in chosen])
         self._keep(np.setdiff1d(np.arange(len(self)), chosen))
-        return apart
+        return held_out
 
     def blocks(self):
         """Yield all images in order, some at a time so that they fit into memory: float32 (N, H, W, C) in [-1, 1]."""

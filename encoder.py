@@ -1,13 +1,14 @@
 """The encoder: a network that guesses, from what is known of an image, the z whose G(z) is that image.
 
     encoder = Encoder(dcgan)                              # to train: training.EncoderRun
-    encoder, older = Encoder.load("checkpoints/mine", dcgan)
+    encoder, other = Encoder.load("checkpoints/mine", dcgan)
     z = encoder.guess(*holes.known(images))               # where search.complete starts
 
 It learns from whole faces what no search can know: what usually lies under a hole (after Lahiri et al. 2020, "Prior
 Guided GAN Based Semantic Inpainting"). The generator stays as it is.
 """
 
+import sys
 from pathlib import Path
 
 import cli
@@ -19,7 +20,6 @@ import tensorflow as tf
 import checkpoint
 import ops
 
-FOLDER = "encoder"  # beside the model
 HIDDEN_UNITS = 512
 
 
@@ -86,25 +86,28 @@ class Encoder:
 
     @classmethod
     def load(cls, directory, dcgan):
-        """The best encoder kept with the model in a directory, and whether all that are there are of other generators.
+        """The encoder kept with the model in a directory, and whether there is none but for other generators.
 
-        It is None where none is for the generator of `dcgan`. Raises UserError, naming the file, if one is damaged or
-        of other networks.
+        It is the best that a run has measured, or an exported one; None where none is for the generator of `dcgan`.
+        One that cannot be read is named on standard error.
         """
-        folder, number, older = Path(directory) / FOLDER, dcgan.fingerprint(), False
+        folder, fingerprint, other = Path(directory) / checkpoint.ENCODER, dcgan.fingerprint(), False
         for place in filter(checkpoint.find, (folder / "best", folder)):
-            config = checkpoint.read_config(place)
-            for name, value in config["architecture"].items():
-                if name != "ema" and value != dcgan.architecture[name]:
-                    message = f"{name} {value} is not the model's, {dcgan.architecture[name]}; remove the folder"
-                    raise cli.UserError(f"{place / 'config.json'}: {message}")
-            stored = cls(dcgan, config["weights"])
-            numbers = checkpoint.restore(place, stored.networks, ("step", "generator"))
-            stored.step = numbers["step"]
-            if numbers["generator"] == number:
-                return stored.converted("float32"), False
-            older = True
-        return None, older
+            try:
+                checkpoint.check_encoder(place, dcgan.architecture)
+                precision = checkpoint.read_config(place)["weights"]
+                if place == folder and precision == "float32":  # a run that has not measured it yet
+                    continue
+                encoder = cls(dcgan, precision)
+                numbers = checkpoint.restore(place, encoder.networks, ("step", "fingerprint"))
+            except cli.UserError as error:
+                print(f"skipped {error}", file=sys.stderr)
+                continue
+            encoder.step = numbers["step"]
+            if numbers["fingerprint"] == fingerprint:
+                return encoder if precision == "float32" else encoder.converted("float32"), False
+            other = True
+        return None, other
 
     def converted(self, precision):
         """The same encoder with layers and weights of another precision."""
@@ -115,10 +118,12 @@ class Encoder:
         return other
 
     def export(self, directory):
-        """Write it at half precision beside a model in `directory`, which the generator of `dcgan` was exported to.
+        """Write it at half precision beside the model in `directory`, to which its generator was exported.
 
         Raises UserError if there is one, or if a weight is too large for half precision.
         """
-        numbers = {"step": self.step, "generator": self.dcgan.fingerprint()}
+        numbers = {"step": self.step, "fingerprint": self.dcgan.fingerprint()}
         half = self.converted("float16")
-        checkpoint.publish(Path(directory) / FOLDER, self.architecture | {"ema": 0.0}, half.networks, numbers)
+        checkpoint.publish(
+            Path(directory) / checkpoint.ENCODER, self.architecture | {"ema": 0.0}, half.networks, numbers
+        )

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Write what others need of a trained model to a new folder, at half precision: a seventh of what training keeps.
+"""Write what others need of a trained model to a new folder, at half precision.
 
 ./export.py checkpoints/published --checkpointDir checkpoints/mine
 
@@ -8,8 +8,9 @@ be completed with, and be trained further with train-dcgan.py --init.
 """
 
 import argparse
+import os
 import sys
-from pathlib import Path
+import tempfile
 
 import cli
 
@@ -27,7 +28,7 @@ def main():
 def export(args):
     if not checkpoint.holds_model(args.checkpointDir):
         raise cli.UserError(f"--checkpointDir {args.checkpointDir}: holds no model; train one with train-dcgan.py")
-    utils.make_directory(args.out, "OUT", empty=True)
+    out = utils.make_directory(args.out, "OUT", empty=True)
     with cli.quiet_tensorflow():
         import blend
         import ops
@@ -36,20 +37,24 @@ def export(args):
 
         ops.use_device()
     dcgan = DCGAN.load(args.checkpointDir)
-    encoder, older = Encoder.load(args.checkpointDir, dcgan)
+    encoder, other = Encoder.load(args.checkpointDir, dcgan)
     covariance = blend.load_covariance(args.checkpointDir, dcgan.image_shape)
-    dcgan.export(args.out)
+    if other:
+        print(f"{args.checkpointDir}: its encoder is left out, as it is for another generator", file=sys.stderr)
+
     parts = [f"generator and discriminator of step {dcgan.step}"]
-    if covariance:
-        blend.save_covariance(args.out, covariance)
-        parts.append("covariance")
-    if encoder:
-        encoder.export(args.out)
-        parts.append(f"encoder of step {encoder.step}")
-    if older:
-        print(f"{args.checkpointDir}: its encoder is left out, as it is of another generator", file=sys.stderr)
-    size = sum(path.stat().st_size for path in Path(args.out).rglob("*") if path.is_file())
-    print(f"{args.out}: {', '.join(parts)}; {size / 1e6:.0f} MB")
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as draft:  # all of it is there, or nothing
+        dcgan.export(f"{draft}/model")
+        if covariance:
+            blend.save_covariance(f"{draft}/model", covariance)
+            parts.append("covariance")
+        if encoder:
+            encoder.export(f"{draft}/model")
+            parts.append(f"encoder of step {encoder.step}")
+        with utils.naming(out):
+            os.replace(f"{draft}/model", out)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    print(f"{out}: {', '.join(parts)}; {size / 1e6:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,10 @@ def draw(size, rng):
     if kind == "half":
         kind = rng.choice(["left", "right", "top", "bottom"])
     if kind not in ("boxes", "strokes"):
-        return kind, make(kind, size, rng.uniform(0.1, 0.4), rng.uniform(0.1, 0.95), rng.integers(2**32, size=2))
+        try:
+            return kind, make(kind, size, rng.uniform(0.1, 0.4), rng.uniform(0.1, 0.95), rng.integers(2**32, size=2))
+        except cli.UserError:  # none of few pixels is left
+            return draw(size, rng)
     picture = Image.new("L", (size, size), 1)
     brush, count = ImageDraw.Draw(picture), rng.integers(1, 5 if kind == "boxes" else 7)
     for _ in range(count):
@@ -115,10 +118,8 @@ def transparent(image, size):
 
 def pixelate(images):
     """What "lowres" knows of images (N, H, W, C): the means of `LOWRES` x `LOWRES` squares, at full size."""
-    count, size, _, channels = images.shape
-    side = size // LOWRES
-    means = images.reshape(count, LOWRES, side, LOWRES, side, channels).mean((2, 4))
-    return means.repeat(side, 1).repeat(side, 2)
+    side = images.shape[1] // LOWRES
+    return utils.block_means(images, side).repeat(side, 1).repeat(side, 2)
 
 
 def neighbour_weights(mask, window=7):

@@ -13,7 +13,7 @@ import tensorflow as tf
 STREAMS = {
     "train_size": 116, "epoch": 101, "batch z": 122, "samples": 115, "batch norm": 98,
     "evaluated images": 114, "evaluated z": 118, "first z": 105, "candidates": 99, "jitter": 106,
-    "masks": 109, "evaluated masks": 119, "apart": 97,
+    "masks": 109, "evaluated masks": 119, "held out": 104,
 }  # fmt: skip
 
 

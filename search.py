@@ -24,6 +24,7 @@ import ops
 
 CANDIDATES_AT_ONCE = 64
 ITERATIONS, ITERATIONS_FROM_ENCODER = 200, 20  # by default
+SPREAD = 0.7  # standard deviation of other starts around an encoder's guess
 WITHOUT_A_WORD = {"momentum": 20, "adam": 20, "hmc": 1}  # iterations in which neither Ctrl-C nor `progress` is heard
 
 
@@ -65,10 +66,10 @@ def complete(
     used. numbers: whole numbers that, with `seed`, decide each image's random draws, 0 to N - 1 by default. weights,
     pool: see `DCGAN.completion_losses`; the masks by default. approach: one of `RULES`. lr: the first step size, which
     falls to 0 along a cosine unless `schedule` is "constant"; by default 0.1 for adam, and for momentum 3 over the sum
-    of the weights of all channels, as the gradient grows with it. start: z (N, z_dim) to start from, as an encoder
-    guesses them, and `prior` what their squared distance to z costs; without it the search starts from the best of
-    `candidates` random z. iterations: 200, or 20 with a start, by default. progress: is told how many steps are done,
-    and of how many, more often than what is yielded.
+    of the weights of all channels and 6 times the prior, as the gradient grows with them. start: z (N, z_dim) to start
+    from, as an encoder guesses them, and `prior` what their squared distance to z costs; without it the search starts
+    from the best of `candidates` random z. iterations: 200, or 20 with a start, by default. progress: is told how many
+    steps are done, and of how many, more often than what is yielded.
     """
     numbers = range(len(images)) if numbers is None else numbers
     images, masks = (tf.convert_to_tensor(x, tf.float32) for x in (images, masks))
@@ -76,7 +77,8 @@ def complete(
     if iterations is None:
         iterations = ITERATIONS if start is None else ITERATIONS_FROM_ENCODER
     if lr is None:
-        lr = 0.1 if approach == "adam" else 3 / (dcgan.c_dim * tf.reduce_sum(weights, [1, 2]))  # (N, 1)
+        total_weight = dcgan.c_dim * tf.reduce_sum(weights, [1, 2])  # (N, 1)
+        lr = 0.1 if approach == "adam" else 3 / (total_weight + 6 * (prior if start is not None else 0))
     settings = dict(lr=lr, momentum=momentum, iterations=iterations)
     settings |= dict(hmc_beta=hmc_beta, hmc_eps=hmc_eps, hmc_anneal=hmc_anneal)
     settings = {name: tf.convert_to_tensor(value, tf.float32) for name, value in settings.items()}
@@ -102,14 +104,9 @@ def complete(
 
 
 def others_near(start, seed, numbers):
-    """Other z, from which other completions of the same images come, than the `start` (N, z_dim) of an encoder.
-
-    An encoder guesses the mean of all z that are possible. z is uniform, so its variance is 1/3; what of that the guess
-    leaves open is drawn at random.
-    """
-    spread = np.sqrt(np.maximum(1 / 3 - np.mean(start**2, 1, keepdims=True), 0))
-    draws = np.stack([ops.rng(seed, "first z", number).normal(size=start.shape[1]) for number in numbers])
-    return np.clip(start + spread * draws, -1, 1).astype(np.float32)
+    """Other z (N, z_dim) near the `start` that an encoder guessed, from which other completions of the images come."""
+    draws = np.stack([ops.rng(seed, "first z", number).normal(0, SPREAD, start.shape[1]) for number in numbers])
+    return np.clip(start + draws, -1, 1).astype(np.float32)
 
 
 def descend(dcgan, problem, approach, best, slots, settings, iterations, interval, progress):

@@ -7,7 +7,6 @@ tensorboard --logdir logs
 
 import argparse
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -72,7 +71,8 @@ def settings(args):
                 f"leave the flag out, or choose another --{flag}"
             )
     precision = config["training"]["precision"]
-    checkpoint.check_precision("--checkpoint_dir", args.checkpoint_dir, saved["training"].get("precision"), precision)
+    before = saved["training"].get("precision")
+    checkpoint.check_precision(args.checkpoint_dir, before, precision, "choose another --checkpoint_dir")
     try:
         checkpoint.check_memory(config["architecture"], 16)  # float32, with gradients and Adam's two moments
     except MemoryError as error:
@@ -94,9 +94,8 @@ def train(args):
         utils.make_directory(getattr(args, flag), f"--{flag}")
     lock = checkpoint.lock(args.checkpoint_dir, "--checkpoint_dir")  # noqa: F841, held until the process ends
     name = os.path.basename(os.path.realpath(args.checkpoint_dir))
-    grids = [path.name for path in Path(args.sample_dir).iterdir()]
-    if not resumed and any(re.fullmatch(rf"{re.escape(name)}_\d{{6,}}\.png", grid) for grid in grids):
-        raise cli.UserError(f"--sample_dir {args.sample_dir}: holds another run's {name}_*.png; choose another")
+    if not resumed:
+        utils.check_samples(args.sample_dir, name)
 
     with cli.quiet_tensorflow():
         import ops

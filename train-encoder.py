@@ -9,16 +9,19 @@ model has been trained further, it makes the encoder fit that.
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 import cli
 
+from tqdm import tqdm
+
 import checkpoint
 import utils
 
 ENOUGH = 10_000  # steps of 64 images, until the encoder gets better slowly
-APART = 512  # images to measure on, at most a tenth of all
+HELD_OUT = 512  # images to measure on, at most a tenth of all
 
 
 def parse_args():
@@ -52,28 +55,28 @@ def settings(args, folder):
         raise cli.UserError(f"--checkpointDir {args.checkpointDir}: holds no model; train one with train-dcgan.py")
     architecture, saved = checkpoint.read_config(args.checkpointDir)["architecture"], {}
     if checkpoint.find(folder):
+        checkpoint.check_encoder(folder, architecture)
         config = checkpoint.read_config(folder)
         saved = {"precision": "float32"} | config["training"]
         if config["weights"] != "float32":
             raise cli.UserError(
-                f"--checkpointDir {args.checkpointDir}: its encoder has no state of its training; copy the model "
-                "without it to another folder, and train one there"
+                f"{folder}: holds an encoder without the state of its training; copy the model without it to another "
+                "--checkpointDir, and train one there"
             )
     training = checkpoint.settings(args, checkpoint.ENCODER_TRAINING, saved)
-    checkpoint.check_precision("--checkpointDir", args.checkpointDir, saved.get("precision"), training["precision"])
+    checkpoint.check_precision(folder, saved.get("precision"), training["precision"], f"remove {folder}")
     return architecture, training
 
 
 def train(args):
     sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line at once, and keeps it if we are killed
-    folder = Path(args.checkpointDir, "encoder")
+    folder = utils.inside(args.checkpointDir, checkpoint.ENCODER)
     architecture, options = settings(args, folder)
     for path, flag in ((folder, "--checkpointDir"), (args.sample_dir, "--sample_dir"), (args.log_dir, "--log_dir")):
         utils.make_directory(path, flag)
     lock = checkpoint.lock(folder, "--checkpointDir")  # noqa: F841, held until the process ends
 
     with cli.quiet_tensorflow():
-        import blend
         import ops
         from dataset import ImageFolder
         from encoder import Encoder
@@ -83,21 +86,20 @@ def train(args):
         device = ops.use_device(args.deterministic)
     trained = DCGAN.load(args.checkpointDir)
     print(f"{device}\n{checkpoint.describe(args.checkpointDir, trained.step)}")
-    size, channels = architecture["image_size"], architecture["c_dim"]
-    images = ImageFolder(args.dataset, size, channels, seed=options["seed"], cache_mb=args.cache_mb)
+    name = f"{Path(os.path.realpath(args.checkpointDir)).name}-{trained.step}-encoder"  # one for each generator
+    if not checkpoint.find(folder):
+        utils.check_samples(args.sample_dir, name)
+    images = ImageFolder(args.dataset, *trained.image_shape[1:], seed=options["seed"], cache_mb=args.cache_mb)
     if len(images) < 2:
         raise cli.UserError(f"--dataset {args.dataset}: holds one image; an encoder learns from thousands")
-    apart = images.take_apart(min(APART, max(1, len(images) // 10)), options["seed"])
+    held_out = images.hold_out(min(HELD_OUT, max(1, len(images) // 10)), options["seed"])
     per_epoch = len(images) // min(options["batch_size"], len(images))
-    print(f"images: {len(images)} to learn from, {len(apart)} kept apart; steps an epoch: {per_epoch}")
+    print(f"images: {len(images)} to learn from, {len(held_out)} held out; steps an epoch: {per_epoch}")
     if args.epoch * per_epoch < ENOUGH:
         print(f"a good encoder takes about {ENOUGH} steps, --epoch {-(-ENOUGH // per_epoch)}")
 
     with ops.memory_and_disk("--batch_size, --log_dir"):
-        if blend.load_covariance(args.checkpointDir, images.shape) is None:
-            covariance = blend.fit_covariance(images.blocks)
-            blend.save_covariance(args.checkpointDir, covariance)
-            print(f"covariance: {len(covariance.variances)} axes, in {Path(args.checkpointDir, blend.COVARIANCE)}")
+        learn_covariance(args.checkpointDir, images)
         ops.keras.utils.set_random_seed(options["seed"])
         precision = options.pop("precision")
         if precision == "auto":
@@ -108,7 +110,28 @@ def train(args):
             encoder = Encoder(dcgan, precision)
         options |= {name: getattr(args, name) for name in ("epoch", "eval_every", "jit_compile")}
         options |= dict(checkpoint_dir=folder, sample_dir=args.sample_dir, log_dir=args.log_dir)
-        return EncoderRun(encoder, images, apart, **options).finish()
+        return EncoderRun(encoder, images, held_out, name, **options).finish()
+
+
+def learn_covariance(directory, images):
+    """Keep the covariance of images with the model in a directory, if there is none."""
+    import blend
+
+    path = Path(directory, blend.COVARIANCE)
+    if blend.load_covariance(directory, images.shape):
+        print(f"covariance: in {path}; without that file it would be learned anew")
+        return
+    bar = tqdm(total=blend.PASSES * len(images), desc="covariance", unit="img", leave=False, dynamic_ncols=True)
+
+    def blocks():
+        for block in images.blocks():
+            yield block
+            bar.update(len(block))
+
+    with bar:
+        covariance = blend.fit_covariance(blocks)
+    blend.save_covariance(directory, covariance)
+    print(f"covariance: {len(covariance.variances)} axes, in {path}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """A run: train a DCGAN, or an encoder for it, from the newest checkpoint on, report, evaluate and save."""
 
+import itertools
+import math
 import os
 import sys
 import time
@@ -8,7 +10,6 @@ from typing import NamedTuple
 
 import cli
 
-import keras
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
@@ -63,8 +64,8 @@ class Run:
         training = dict(batch_size=batch_size, learning_rate=learning_rate, beta1=beta1, seed=seed, flip=flip)
         self.config = {"architecture": model.architecture, "training": training | {"precision": model.precision}}
         check_replicas(model.strategy.num_replicas_in_sync, self.batch_size, jit_compile)
-        self.learning_rate = self.schedule(learning_rate)
-        self.optimizers = model.make_optimizers(self.learning_rate, beta1)
+        self.learning_rate = learning_rate
+        self.optimizers = model.make_optimizers(learning_rate, beta1)
         self.epoch = self.seen = 0  # epochs done, images seen of the next; the steps are the model's
         self.resumed = bool(checkpoint.find(checkpoint_dir)) and self.restore()
         self.compiled_step = tf.function(model.train_step, jit_compile=jit_compile)
@@ -72,10 +73,6 @@ class Run:
         self.reported, self.shown = (model.step, time.monotonic()), {}
 
     # what a kind of run has of its own
-
-    def schedule(self, learning_rate):
-        """The step size: a number, or a schedule of Keras."""
-        return learning_rate
 
     def inputs(self, batch):
         """What a step is given for a batch of images, a dict by the names of its arguments."""
@@ -95,19 +92,22 @@ class Run:
         """Take over the newest good checkpoint, but for the step size, which is this run's own; returns True."""
         place = checkpoint.restore(self.directory, self.model.networks, self.NUMBERS, self.optimizers)
         self.model.step, self.epoch, self.seen = place["step"], place["epoch"], place["seen"]
-        if not callable(self.learning_rate):
-            for optimizer in self.optimizers.values():
-                optimizer.learning_rate = self.learning_rate
+        self.set_step_size(self.learning_rate)
         self.advance(0)  # for there may be fewer images than there were, or larger batches
         return True
+
+    def set_step_size(self, value):
+        """Let all optimizers go on with another step size."""
+        for optimizer in self.optimizers.values():
+            optimizer.learning_rate = value
 
     def train(self):
         """Train until `epoch` epochs are done, or SIGINT, SIGTERM or SIGHUP asks to stop; returns that signal, or None.
 
-        Writes a checkpoint every five minutes, when it evaluates and when it ends, and keeps the best
-        of them in its "best"; samples every 200 steps; and the TensorBoard record, to a folder of its own below
-        `log_dir`. Raises UserError if a checkpoint cannot be written, if a loss or a weight is not finite any more, or
-        if too many images can no longer be read.
+        Writes a checkpoint every five minutes, when it evaluates and when it ends, and keeps the best of them in its
+        "best"; samples every 200 steps; and the TensorBoard record, to a folder of its own below `log_dir`. Raises
+        UserError if a checkpoint cannot be written, if a loss or a weight is not finite any more, or if too many images
+        can no longer be read.
         """
         if self.epoch >= self.epochs:
             return None
@@ -310,26 +310,24 @@ class EncoderRun(Run):
 
     LOSSES = "e_loss", "e_loss_all", "e_loss_hole"
     SHOWN = "e_loss", "e_loss_hole"
-    NUMBERS = *Run.NUMBERS, "generator"
+    NUMBERS = *Run.NUMBERS, "fingerprint"
 
-    def __init__(self, encoder, images, apart, **options):
-        """As `Run`; `apart` are images, uint8 (N, H, W, C), that are not among those to train on."""
-        self.generator = encoder.dcgan.fingerprint()
-        self.apart = utils.to_float(apart)
+    def __init__(self, encoder, images, held_out, name, **options):
+        """As `Run`; `held_out` are images, uint8 (N, H, W, C), to measure it on; `name` is that of its pictures."""
+        self.fingerprint = encoder.dcgan.fingerprint()
+        self.held_out = utils.to_float(held_out)
         draws = ops.rng(options["seed"], "evaluated masks")
-        self.holes = [masks.draw(encoder.dcgan.image_size, draws) for _ in apart]
+        drawn = (masks.draw(encoder.dcgan.image_size, draws) for _ in itertools.count())
+        holes = (hole for hole in drawn if hole[0] != "full")  # which hides nothing
+        self.holes = list(itertools.islice(holes, len(held_out)))
         super().__init__(encoder, images, **options)
-        self.name = f"{Path(os.path.realpath(self.directory)).parent.name}-encoder"
-        self.config["generator"] = self.generator
-
-    def schedule(self, learning_rate):
-        """Falls to 0 along half a cosine by the end of the last epoch (Loshchilov and Hutter 2017)."""
-        steps = self.epochs * (len(self.images) // self.batch_size)
-        return keras.optimizers.schedules.CosineDecay(learning_rate, steps)
+        self.name = name
+        self.config["fingerprint"] = self.fingerprint
 
     def restore(self):
         """As `Run.restore`; but of an encoder for another generator take the weights alone, and return False."""
-        if checkpoint.restore(self.directory, self.model.networks, ("generator",))["generator"] == self.generator:
+        numbers = checkpoint.restore(self.directory, self.model.networks, ("fingerprint",))
+        if numbers["fingerprint"] == self.fingerprint:
             return super().restore()
         tqdm.write(f"{self.directory}: is for another generator; a new run starts from its weights")
         return False
@@ -344,11 +342,17 @@ class EncoderRun(Run):
     def contents(self):
         """What a checkpoint holds, with the generator's fingerprint."""
         contents = super().contents()
-        return contents | {"numbers": contents["numbers"] | {"generator": self.generator}}
+        return contents | {"numbers": contents["numbers"] | {"fingerprint": self.fingerprint}}
+
+    def step(self, batch):
+        """As `Run.step`; the step size falls to 0 along half a cosine (Loshchilov and Hutter 2017)."""
+        done = (self.epoch + self.seen / len(self.images)) / self.epochs
+        self.set_step_size(self.learning_rate * (1 + math.cos(math.pi * done)) / 2)
+        return super().step(batch)
 
     def write_samples(self):
-        """Write what becomes of 16 of the images kept apart, as a file and to TensorBoard."""
-        images, holes = self.apart[:16], self.holes[:16]
+        """Write what becomes of 16 of the held-out images, as a file and to TensorBoard."""
+        images, holes = self.held_out[:16], self.holes[:16]
         shown, known = masks.known_each(images, holes)
         completed = np.where(known > 0, shown, self.model.dcgan.draw(self.model.guess(shown, known)))
         picture = utils.labelled_rows({"original": images, "known": shown, "completed": completed})
@@ -356,24 +360,23 @@ class EncoderRun(Run):
         tf.summary.image("completed", picture[None], self.model.step)
 
     def evaluate(self, bar, stop):
-        """Measure |G(E) - y| in the holes of the images kept apart, in grey levels, and keep the best checkpoint."""
+        """Measure |G(E) - y| in the holes of the held-out images, in grey levels, and keep the best checkpoint."""
         step, self.marked = self.model.step, self.model.step
-        bar.set_postfix_str("completes images kept apart")
+        bar.set_postfix_str("completes held-out images")
         errors = {}
-        for i in range(0, len(self.apart), 64):
+        for i in range(0, len(self.held_out), 64):
             if stop:
                 return
-            shown, known = masks.known_each(self.apart[i : i + 64], self.holes[i : i + 64])
-            _, losses = self.model.losses(self.apart[i : i + 64], shown, known, training=False)
+            shown, known = masks.known_each(self.held_out[i : i + 64], self.holes[i : i + 64])
+            _, losses = self.model.losses(self.held_out[i : i + 64], shown, known, training=False)
             for (kind, _), loss in zip(self.holes[i : i + 64], losses.numpy() * 127.5, strict=True):
                 errors.setdefault(kind, []).append(loss)
-        errors.pop("full", None)  # hides nothing
         means = {kind: float(np.mean(values)) for kind, values in sorted(errors.items())}
         hole = float(np.mean(np.concatenate(list(errors.values()))))
         for name, value in {"hole": hole, **means}.items():
             tf.summary.scalar(f"error/{name}", value, step)
         kinds = ", ".join(f"{kind}: {value:.1f}" for kind, value in means.items())
-        tqdm.write(f"step {step}: off by {hole:.2f} grey levels in the holes of {len(self.apart)} images ({kinds})")
+        tqdm.write(f"step {step}: off by {hole:.2f} grey levels in the holes of {len(self.held_out)} images ({kinds})")
         self.shown |= {"hole": f"{hole:.2f}"}
         bar.set_postfix(self.shown)
         config = {**self.config, "images": len(self.images)}

@@ -1,3 +1,5 @@
+import contextlib
+
 import cli
 
 import numpy as np
@@ -166,6 +168,11 @@ def test_a_damaged_covariance_is_one_line(tmp_path):
         "an object": {"rest": np.array({}, object)},
         "more": {"more": np.zeros(1)},
         "far too much": {"rest": np.zeros(10**6, np.float32)},
+        "too long": {"axes": good["axes"] * 30},
+        "far too large": {"variances": good["variances"] + 1e30},
+        "far too small": {"variances": good["variances"] * 1e-30},
+        "no pixels": {"mean": good["mean"] + 5},
+        "too many axes": {"axes": np.zeros((108, 4097), np.float16), "variances": np.ones(4097, np.float32)},
         "no axes": {"axes": np.zeros((108, 0), np.float32), "variances": np.zeros(0, np.float32)},
     }
     for what, change in bad.items():
@@ -173,7 +180,13 @@ def test_a_damaged_covariance_is_one_line(tmp_path):
         with pytest.raises(cli.UserError, match=f"{path}.*train-encoder.py"):
             blend.load_covariance(tmp_path, (6, 6, 3))
             pytest.fail(what)
-    for content in (b"", b"no archive", path.read_bytes()[:500]):
+    np.savez(path, **good)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 97):  # a bit turned here and there: either it is told of, or did not matter
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with contextlib.suppress(cli.UserError):
+            assert blend.load_covariance(tmp_path, (6, 6, 3)).axes.shape == (108, 10)
+    for content in (b"", b"no archive", whole[:500]):
         path.write_bytes(content)
         with pytest.raises(cli.UserError, match=f"{path}.*train-encoder.py"):
             blend.load_covariance(tmp_path, (6, 6, 3))

@@ -250,6 +250,7 @@ def test_help_does_not_wait_for_tensorflow(script):
         (["images/0.png", "--nIter", "-1"], ["--nIter", "from 0"]),
         (["images/0.png", "--start", "encoder"], ["--start encoder: checkpoints/mine", "train-encoder.py"]),
         (["images/0.png", "--prior", "1"], ["--prior", "--start encoder"]),
+        (["images/0.png", "--start", "encoder", "--candidates", "5"], ["--candidates", "leave one of them out"]),
         (["images/0.png", "--blend", "gaussian"], ["--blend gaussian: checkpoints/mine", "train-encoder.py"]),
         (["images/0.png", "--detail", "1"], ["--detail", "--blend gaussian"]),
         (["images/0.png", "--detail", "1.5"], ["--detail", "to 1"]),

@@ -87,38 +87,45 @@ def test_what_lies_under_a_hole_has_no_say(tiny_dcgan, kind):
     np.testing.assert_array_equal(guesses[0], guesses[2])
 
 
-def keep(directory, dcgan, encoder, step, generator):
+def keep(directory, dcgan, encoder, step, fingerprint):
+    directory.mkdir(parents=True, exist_ok=True)
     checkpoint.write_config(directory, {"architecture": dcgan.architecture, "training": {}})
-    checkpoint.save(directory, encoder.networks, {"step": step, "generator": generator}, {})
+    checkpoint.save(directory, encoder.networks, {"step": step, "fingerprint": fingerprint}, {}, keep=1)
 
 
 def test_the_best_encoder_of_this_generator_is_loaded(tiny_dcgan, tmp_path):
     dcgan = tiny_dcgan()
     assert Encoder.load(tmp_path, dcgan) == (None, False)
     encoders = [Encoder(dcgan) for _ in range(2)]
-    (tmp_path / "encoder/best").mkdir(parents=True)
     keep(tmp_path / "encoder", dcgan, encoders[0], 7, dcgan.fingerprint())
-    shown = holes(2).known(images(2))
-    loaded, older = Encoder.load(tmp_path, dcgan)
-    assert loaded.step == 7 and not older
-    np.testing.assert_array_equal(loaded.guess(*shown), encoders[0].guess(*shown))
+    assert Encoder.load(tmp_path, dcgan) == (None, False)  # for it was not measured
     keep(tmp_path / "encoder/best", dcgan, encoders[1], 5, dcgan.fingerprint())
-    loaded, older = Encoder.load(tmp_path, dcgan)
-    assert loaded.step == 5 and not older
+    loaded, other = Encoder.load(tmp_path, dcgan)
+    assert loaded.step == 5 and not other
+    shown = holes(2).known(images(2))
     np.testing.assert_array_equal(loaded.guess(*shown), encoders[1].guess(*shown))
-    # trained on: the newest fits again, the best does not yet
+    # the generator was trained on
     dcgan.generator.trainable_variables[0].assign_add(0.01 * dcgan.generator.trainable_variables[0])
     assert Encoder.load(tmp_path, dcgan) == (None, True)
-    keep(tmp_path / "encoder", dcgan, encoders[0], 8, dcgan.fingerprint())
-    assert Encoder.load(tmp_path, dcgan)[0].step == 8
+    keep(tmp_path / "encoder/best", dcgan, encoders[0], 3, dcgan.fingerprint())
+    assert Encoder.load(tmp_path, dcgan)[0].step == 3
 
 
-def test_an_encoder_of_other_networks_is_one_line(tiny_dcgan, tmp_path):
-    other = tiny_dcgan(z_dim=6)
-    (tmp_path / "encoder").mkdir()
-    keep(tmp_path / "encoder", other, Encoder(other), 1, 1)
-    with pytest.raises(cli.UserError, match="encoder/config.json: z_dim 6 is not the model's, 5"):
-        Encoder.load(tmp_path, tiny_dcgan())
+def test_an_encoder_that_cannot_be_used_is_named(tiny_dcgan, tmp_path, capsys):
+    dcgan, other = tiny_dcgan(gf_dim=4), tiny_dcgan(z_dim=6)
+    keep(tmp_path / "encoder/best", dcgan, Encoder(dcgan), 1, dcgan.fingerprint())
+    assert Encoder.load(tmp_path, dcgan)[0].step == 1
+    (weights,) = (tmp_path / "encoder/best").glob("*.data*")
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert Encoder.load(tmp_path, dcgan) == (None, False)
+    assert f"skipped {tmp_path}/encoder/best: holds no readable checkpoint" in capsys.readouterr().err
+    keep(tmp_path / "encoder/best", other, Encoder(other), 2, 1)
+    assert Encoder.load(tmp_path, dcgan) == (None, False)
+    assert "encoder/best/config.json: z_dim 6 is not the model's, 5" in capsys.readouterr().err
+    # an exported one is still there
+    Encoder(dcgan).export(tmp_path / "small")
+    (tmp_path / "encoder/best").rename(tmp_path / "small/encoder/best")
+    assert Encoder.load(tmp_path / "small", dcgan)[0].step == 0
 
 
 def test_an_exported_encoder_belongs_to_the_exported_generator(tiny_dcgan, tmp_path):
@@ -134,8 +141,8 @@ def test_an_exported_encoder_belongs_to_the_exported_generator(tiny_dcgan, tmp_p
     encoder.export(tmp_path / "small")
     exported = DCGAN.load(tmp_path / "small")
     assert exported.fingerprint() == dcgan.fingerprint() != tiny_dcgan().fingerprint()
-    loaded, older = Encoder.load(tmp_path / "small", exported)
-    assert loaded.step == 9 and not older
+    loaded, other = Encoder.load(tmp_path / "small", exported)
+    assert loaded.step == 9 and not other
     shown = holes(2).known(images(2))
     np.testing.assert_allclose(loaded.guess(*shown), encoder.guess(*shown), atol=0.01)
     with pytest.raises(cli.UserError, match="not empty"):

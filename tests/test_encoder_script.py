@@ -39,17 +39,17 @@ def learned(trained, faces, tmp_path_factory):
     shutil.copytree(trained / "checkpoints", home / "checkpoints")
     done = run("train-encoder.py", "--dataset", faces, "--batch_size", 4, "--epoch", 4, cwd=home)
     lines = done.stdout.splitlines()
-    assert "images: 22 to learn from, 2 kept apart; steps an epoch: 5" in lines
+    assert "images: 22 to learn from, 2 held out; steps an epoch: 5" in lines
     assert "covariance: 11 axes, in checkpoints/mine/covariance.npz" in lines
     assert "a good encoder takes about 10000 steps, --epoch 2000" in lines
     assert lines[-1] == f"{MINE}/encoder: 4 of 4 epochs done, step 20; a higher --epoch trains longer"
-    assert (home / "samples/mine-encoder_000020.png").exists()
+    assert (home / "samples/mine-12-encoder_000020.png").exists()
     return home
 
 
 def test_the_covariance_is_that_of_the_images(learned, faces):
     files = ImageFolder(faces, 16, 3)
-    files.take_apart(2, 0)
+    files.hold_out(2, 0)
     x = np.concatenate(list(files.blocks())).reshape(22, -1).astype(np.float64)
     found = blend.load_covariance(learned / MINE, (16, 16, 3))
     np.testing.assert_allclose(found.mean, x.mean(0), atol=1e-5)
@@ -61,7 +61,8 @@ def test_the_same_command_goes_on_and_settings_need_not_be_said_again(learned, f
     (tmp_path / MINE / "encoder/ckpt-99_temp").mkdir()  # of a killed save
     kept = (tmp_path / MINE / "covariance.npz").read_bytes()
     done = run("train-encoder.py", "--dataset", faces, "--epoch", 5, cwd=tmp_path)
-    assert f"{MINE}/encoder: goes on from step 20" in done.stdout and "covariance" not in done.stdout
+    assert f"{MINE}/encoder: goes on from step 20" in done.stdout
+    assert f"covariance: in {MINE}/covariance.npz; without that file it would be learned anew" in done.stdout
     assert f"{MINE}/encoder: 5 of 5 epochs done, step 25;" in done.stdout
     assert (tmp_path / MINE / "covariance.npz").read_bytes() == kept
     assert not (tmp_path / MINE / "encoder/ckpt-99_temp").exists()
@@ -90,6 +91,7 @@ def test_complete_with_what_was_learned(learned, faces, tmp_path):
     files = sorted(faces.iterdir())[:3]
     flags = ["--checkpointDir", learned / MINE, *FEW, "--prior", 3, "--detail", 0.3, "--samples", 2, "--seed", 4]
     done = run("complete.py", *files, *flags, cwd=tmp_path)
+    assert "start: an encoder of step 20; blending: gaussian" in done.stdout
     assert "sharpness" in done.stdout.splitlines()[-1]
     dcgan = DCGAN.load(learned / MINE)
     encoder, _ = Encoder.load(learned / MINE, dcgan)
@@ -139,7 +141,7 @@ def test_an_encoder_of_another_generator_is_told_of_and_renewed(learned, trained
     done = run("complete.py", face, *FEW, "--candidates", 10, cwd=tmp_path)
     assert "encoder" not in done.stderr.splitlines()[0]  # --candidates asks for others
     done = run("complete.py", face, *FEW, "--outDir", "older", cwd=tmp_path)
-    told = f"{MINE}: its encoder is of another generator, so candidates are the start; ./train-encoder.py"
+    told = f"{MINE}: its encoder is for another generator, so candidates are the start; ./train-encoder.py"
     assert told in done.stderr
     one_line(
         run("complete.py", face, "--start", "encoder", "--outDir", "no", cwd=tmp_path, status=2), "--start encoder"
@@ -167,7 +169,7 @@ def test_export_all_that_completion_needs(learned, faces, tmp_path):
     one_line(run("export.py", "new", "--checkpointDir", "nowhere", cwd=tmp_path, status=2), "--checkpointDir nowhere")
     assert not (tmp_path / "new").exists()
     done = run("train-encoder.py", "--dataset", faces, "--checkpointDir", "published", cwd=tmp_path, status=2)
-    one_line(done, "--checkpointDir published", "no state of its training")
+    one_line(done, "published/encoder: holds an encoder without the state of its training")
 
 
 @pytest.mark.parametrize(
@@ -191,6 +193,29 @@ def test_train_encoder_errors(learned, faces, tmp_path, broken, flags, words):
     shutil.copy(sorted(faces.iterdir())[0], tmp_path / "few/a.png")
     shutil.copy(broken, tmp_path / "few/broken.png")
     one_line(run("train-encoder.py", *flags, cwd=tmp_path, status=2), *words)
+
+
+def test_neither_a_link_nor_another_models_encoder_is_written_to(learned, faces, tmp_path):
+    shutil.copytree(learned / "checkpoints", tmp_path / "checkpoints")
+    (tmp_path / MINE / "encoder").rename(tmp_path / "elsewhere")
+    (tmp_path / MINE / "encoder").symlink_to(tmp_path / "elsewhere")
+    before = sorted((tmp_path / "elsewhere").rglob("*"))
+    flags = ["--dataset", faces, "--epoch", 9]
+    one_line(run("train-encoder.py", *flags, cwd=tmp_path, status=2), f"{MINE}/encoder", "is a link")
+    (tmp_path / MINE / "encoder").unlink()
+    shutil.copytree(tmp_path / "elsewhere", tmp_path / MINE / "encoder")
+    config = json.loads((tmp_path / MINE / "encoder/config.json").read_text())
+    config["architecture"]["z_dim"] = 7
+    (tmp_path / MINE / "encoder/config.json").write_text(json.dumps(config))
+    one_line(run("train-encoder.py", *flags, cwd=tmp_path, status=2), f"{MINE}/encoder/config.json: z_dim 7", "remove")
+    assert sorted((tmp_path / "elsewhere").rglob("*")) == before
+
+
+def test_pictures_of_another_run_are_not_replaced(learned, faces, tmp_path):
+    shutil.copytree(learned / "checkpoints", tmp_path / "checkpoints")
+    shutil.rmtree(tmp_path / MINE / "encoder")
+    flags = ["--dataset", faces, "--sample_dir", learned / "samples"]
+    one_line(run("train-encoder.py", *flags, cwd=tmp_path, status=2), "--sample_dir", "mine-12-encoder_*.png")
 
 
 def test_a_damaged_covariance_is_one_line(learned, faces, tmp_path):
