@@ -37,7 +37,7 @@ def main(aligned):
     holes = np.tile(holes, (len(faces), 1, 1, 1))
     encoder, _ = Encoder.load(checkpoint.SHIPPED, dcgan)
     covariance = blend.load_covariance(checkpoint.SHIPPED, dcgan.image_shape)
-    start = encoder.guess(*masks.holes("mask", holes).known(images))
+    start = encoder.guess(*masks.holes("mask", holes).known(images)) if encoder else None
     *_, last = search.complete(dcgan, images, holes, start=start)
     blended = blend.join(images, last.generated, holes, covariance)
     views = {"original": images, "masked": images * holes, "generated": last.generated, "blended": blended}
