@@ -72,12 +72,14 @@ def check_precision(directory, saved, wanted, remedy):
         )
 
 
-def check_encoder(folder, architecture):
-    """Raise UserError if the encoder in a folder is for another architecture than that of the model beside it."""
-    for name, value in read_config(folder)["architecture"].items():
+def read_encoder_config(folder, architecture):
+    """`read_config` of an encoder; raises UserError if it is for another architecture than the model beside it has."""
+    config = read_config(folder)
+    for name, value in config["architecture"].items():
         if name not in ("gf_dim", "ema") and value != architecture[name]:  # which it does not depend on
             why = f"{name} {value} is not the model's, {architecture[name]}"
             raise cli.UserError(f"{folder / 'config.json'}: {why}; remove the folder, and run train-encoder.py")
+    return config
 
 
 def find(directory):

@@ -72,6 +72,19 @@ def number(kind, low, high=math.inf, above=False):
     return parse
 
 
+def add_run_flags(parser, epochs, samples, evaluated):
+    """Give a parser the flags of every run of training; the texts say what it draws and what it measures."""
+    count, add = number(int, 1, 10**9), parser.add_argument
+    add("--dataset", metavar="DIR", required=True, help="folder of images, searched in all subfolders")
+    add("--epoch", type=count, default=epochs, help="epochs in all, those before a resume included (%(default)s)")
+    add("--sample_dir", metavar="DIR", default="samples", help=f"where {samples} go (%(default)s)")
+    add("--log_dir", metavar="DIR", default="logs", help="where TensorBoard's record goes (%(default)s)")
+    add("--cache_mb", type=number(int, 0), metavar="MB", default=1024, help="memory for images (%(default)s)")
+    add("--eval_every", type=count, metavar="N", help=f"measure {evaluated} every N steps too (at epochs' ends)")
+    add("--jit_compile", action="store_true", help="compile the step with XLA: for one GPU; slows a CPU down tenfold")
+    add("--deterministic", action="store_true", help="the same bits in every run, where TensorFlow can; slower")
+
+
 def one_of(*options):
     """An argparse `type` for one of `options`, all whole numbers, all truth values or all texts."""
     texts = {str(option): option for option in options}

@@ -94,8 +94,7 @@ class Encoder:
         folder, fingerprint, other = Path(directory) / checkpoint.ENCODER, dcgan.fingerprint(), False
         for place in filter(checkpoint.find, (folder / "best", folder)):
             try:
-                checkpoint.check_encoder(place, dcgan.architecture)
-                precision = checkpoint.read_config(place)["weights"]
+                precision = checkpoint.read_encoder_config(place, dcgan.architecture)["weights"]
                 if place == folder and precision == "float32":  # a run that has not measured it yet
                     continue
                 encoder = cls(dcgan, precision)

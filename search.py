@@ -46,6 +46,7 @@ class Problem(NamedTuple):
     """What z is searched for: to fit the known of `images`, as `DCGAN.completion_losses` wants it."""
 
     images: tf.Tensor
+    masks: tf.Tensor
     weights: tf.Tensor
     pool: int
     lam: tf.Tensor  # weight of the perceptual loss
@@ -86,7 +87,7 @@ def complete(
 
     lam, prior = (tf.convert_to_tensor(value, tf.float32) for value in (lam, prior if start is not None else 0))
     guess = tf.zeros((len(images), dcgan.z_dim)) if start is None else tf.clip_by_value(start, -1.0, 1.0)
-    problem = Problem(images, weights, pool, lam, guess, prior)
+    problem = Problem(images, masks, weights, pool, lam, guess, prior)
     draws = -(-(candidates - 1) // CANDIDATES_AT_ONCE) if start is None else 0
 
     def tell(done):
@@ -97,10 +98,8 @@ def complete(
     else:
         best = guess, total_losses(dcgan, guess, problem)
     slots = first_slots(approach, best[0], [(seed, number) for number in numbers])
-    for state in descend(
-        dcgan, problem, approach, best, slots, settings, iterations, interval, lambda i: tell(draws + i)
-    ):
-        yield state._replace(completed=composite(images, masks, state.generated).numpy())
+    steps = iterations, interval, lambda done: tell(draws + done)
+    yield from descend(dcgan, problem, approach, best, slots, settings, *steps)
 
 
 def others_near(start, seed, numbers):
@@ -110,14 +109,15 @@ def others_near(start, seed, numbers):
 
 
 def descend(dcgan, problem, approach, best, slots, settings, iterations, interval, progress):
-    """The search from the z of `best` on, by the rule `approach`; yields as `complete` does, but for `completed`."""
+    """The search from the z of `best` on, by the rule `approach`; yields as `complete` does."""
     z, done = best[0], 0
     while True:
         current = total_losses(dcgan, z, problem)
         best = better(best, z, current)
-        found = compiled(dcgan, losses_of)(best[0], problem.images, problem.weights, problem.pool)
-        z_found, generated, contextual, perceptual, *totals = (x.numpy() for x in (best[0], *found, best[1], current))
-        yield Completion(done, z_found, generated, None, contextual, perceptual, *totals, iterations)
+        generated, *losses = compiled(dcgan, losses_of)(best[0], problem.images, problem.weights, problem.pool)
+        completed = composite(problem.images, problem.masks, generated)
+        state = best[0], generated, completed, *losses, best[1], current
+        yield Completion(done, *(x.numpy() for x in state), iterations)
         if done == iterations:
             return
         goal = min(done + interval, iterations)

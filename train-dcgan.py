@@ -18,19 +18,11 @@ import utils
 
 def parse_args():
     parser = cli.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    count = cli.number(int, 1, 10**9)
+    cli.add_run_flags(parser, epochs=25, samples="sample grids", evaluated="the samples")
     add = parser.add_argument
-    add("--dataset", metavar="DIR", required=True, help="folder of images, searched in all subfolders")
-    add("--epoch", type=count, default=25, help="epochs in all, those before a resume included (%(default)s)")
-    add("--train_size", type=count, metavar="N", help="use N of the images, drawn by --seed (all)")
+    add("--train_size", type=cli.number(int, 1, 10**9), metavar="N", help="use N of the images, drawn by --seed (all)")
     add("--checkpoint_dir", metavar="DIR", default="checkpoints/mine", help="where the model is kept (%(default)s)")
     add("--init", metavar="DIR", help="start a new run from the weights of the model kept there")
-    add("--sample_dir", metavar="DIR", default="samples", help="where sample grids go (%(default)s)")
-    add("--log_dir", metavar="DIR", default="logs", help="where TensorBoard's record goes (%(default)s)")
-    add("--cache_mb", type=cli.number(int, 0), metavar="MB", default=1024, help="memory for images (%(default)s)")
-    add("--eval_every", type=count, metavar="N", help="measure the samples every N steps too (at epochs' ends)")
-    add("--jit_compile", action="store_true", help="compile the step with XLA: for one GPU; slows a CPU down tenfold")
-    add("--deterministic", action="store_true", help="the same bits in every run, where TensorFlow can; slower")
 
     group = parser.add_argument_group("settings kept with the model", "a resumed run goes on with them")
     checkpoint.add_settings(group, checkpoint.TRAINING | checkpoint.ARCHITECTURE)

@@ -26,17 +26,8 @@ HELD_OUT = 512  # images to measure on, at most a tenth of all
 
 def parse_args():
     parser = cli.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    count = cli.number(int, 1, 10**9)
-    add = parser.add_argument
-    add("--dataset", metavar="DIR", required=True, help="folder of images, searched in all subfolders")
-    add("--checkpointDir", metavar="DIR", default="checkpoints/mine", help="the model (%(default)s)")
-    add("--epoch", type=count, default=10, help="epochs in all, those before a resume included (%(default)s)")
-    add("--sample_dir", metavar="DIR", default="samples", help="where pictures of completions go (%(default)s)")
-    add("--log_dir", metavar="DIR", default="logs", help="where TensorBoard's record goes (%(default)s)")
-    add("--cache_mb", type=cli.number(int, 0), metavar="MB", default=1024, help="memory for images (%(default)s)")
-    add("--eval_every", type=count, metavar="N", help="measure the encoder every N steps too (at epochs' ends)")
-    add("--jit_compile", action="store_true", help="compile the step with XLA: for one GPU; slows a CPU down tenfold")
-    add("--deterministic", action="store_true", help="the same bits in every run, where TensorFlow can; slower")
+    cli.add_run_flags(parser, epochs=10, samples="pictures of completions", evaluated="the encoder")
+    parser.add_argument("--checkpointDir", metavar="DIR", default="checkpoints/mine", help="the model (%(default)s)")
     group = parser.add_argument_group("settings kept with the encoder", "a resumed run goes on with them")
     checkpoint.add_settings(group, checkpoint.ENCODER_TRAINING)
     return parser, parser.parse_args()
@@ -55,8 +46,7 @@ def settings(args, folder):
         raise cli.UserError(f"--checkpointDir {args.checkpointDir}: holds no model; train one with train-dcgan.py")
     architecture, saved = checkpoint.read_config(args.checkpointDir)["architecture"], {}
     if checkpoint.find(folder):
-        checkpoint.check_encoder(folder, architecture)
-        config = checkpoint.read_config(folder)
+        config = checkpoint.read_encoder_config(folder, architecture)
         saved = {"precision": "float32"} | config["training"]
         if config["weights"] != "float32":
             raise cli.UserError(

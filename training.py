@@ -78,6 +78,9 @@ class Run:
         """What a step is given for a batch of images, a dict by the names of its arguments."""
         raise NotImplementedError
 
+    def prepare_samplers(self):
+        """Make what was learned fit to be drawn from, before it is sampled or evaluated."""
+
     def write_samples(self):
         """Show what has been learned, as a file and in TensorBoard."""
         raise NotImplementedError
@@ -119,6 +122,8 @@ class Run:
                 due = self.due(stop)
                 self.report(outputs, due, bar)
                 self.check_finite(outputs, due)
+                if due.samples or due.evaluation:
+                    self.prepare_samplers()
                 if due.save:
                     self.save()
                 if due.samples:
@@ -258,15 +263,14 @@ class GANRun(Run):
         z = ops.random_z((self.batch_size, self.model.z_dim), self.seed, "batch z", self.model.step)
         return {"images": batch, "z": z}
 
-    def save(self):
-        """Write a checkpoint, the statistics of the averaged generator estimated anew."""
+    def prepare_samplers(self):
+        """Estimate the statistics of the averaged generator anew."""
         self.model.samplers()
-        super().save()
 
     def write_samples(self):
         """Write an 8x8 grid of images of one fixed z by the sampler: as a file, and as TensorBoard's G."""
         z = ops.random_z((64, self.model.z_dim), self.seed, "samples")
-        grid = utils.image_grid(list(self.model.samplers().values())[-1](z, training=False))
+        grid = utils.image_grid(self.model.sampler(z, training=False))
         utils.write_image(self.sample_dir / f"{self.name}_{self.model.step:06d}.png", grid)
         tf.summary.image("G", grid[None], self.model.step)
 
@@ -279,7 +283,8 @@ class GANRun(Run):
         step, self.marked = self.model.step, self.model.step
         real, z = self.evaluation_set()
         bar.set_postfix_str("compares samples with images")
-        for name, network in self.model.samplers().items():
+        generators = {name: net for name, net in self.model.networks.items() if name != "discriminator"}
+        for name, network in generators.items():
             generated = utils.to_uint8(self.model.draw(z, network))
             distances = {}
             for side, distance in metrics.sliced_wasserstein(real, generated):
@@ -306,7 +311,7 @@ class GANRun(Run):
 
 
 class EncoderRun(Run):
-    """A run that trains an encoder; it is measured on images that are kept apart, and learns for one generator."""
+    """A run that trains an encoder; it is measured on held-out images, and learns for one generator."""
 
     LOSSES = "e_loss", "e_loss_all", "e_loss_hole"
     SHOWN = "e_loss", "e_loss_hole"
