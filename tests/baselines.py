@@ -7,7 +7,7 @@ the truth; and identity, the distance of dlib's face descriptors of the complete
 usually two people). They are means over faces drawn from `--images`, aligned by align.py, which the training faces of
 `--dataset` must not hold. Masks and searches are complete.py's own by default, for the faces in sorted order.
 `--groups` adds a table of the PCA and the default for each group of faces, which share their file names up to the last
-hyphen. The PCA takes minutes, the search from candidates an hour without a GPU.
+hyphen. The PCA takes minutes, and the search from candidates an hour without a GPU, if not left out by `--brief`.
 """
 
 import argparse
@@ -59,8 +59,11 @@ def searched(dcgan, images, holes, start=None, **options):
     return tuple(map(np.concatenate, zip(*found, strict=True)))
 
 
-def completions(pca, dcgan, encoder, covariance, images, holes):
-    """Yield the name of each method that there is, and the images completed by it, the default last."""
+def completions(pca, dcgan, encoder, covariance, images, holes, brief):
+    """Yield the name of each method that there is, and the images completed by it, the default last.
+
+    `brief` leaves out the search from candidates, unless it is the default.
+    """
     yield f"Telea's inpainting, radius {RADIUS}", telea(images, holes)
     mean = np.broadcast_to(pca.mean.reshape(images[0].shape), images.shape)
     yield "mean training face", blend.join(images, mean, holes.masks)
@@ -68,11 +71,12 @@ def completions(pca, dcgan, encoder, covariance, images, holes):
     yield f"PCA, {len(pca.variances):,} components", blend.join(images, probable, holes.masks)
     if not dcgan:
         return
-    generated, z = searched(dcgan, images, holes)
-    yield "candidates, --blend none", search.composite(images, holes.masks, generated).numpy()
-    yield "candidates, --blend poisson", blend.join(images, generated, holes.masks)
-    refined = search.refine(dcgan, images, holes.masks, z, 10)
-    yield "the same, --refine 10", blend.join(images, refined, holes.masks)
+    if not (encoder and brief):
+        generated, z = searched(dcgan, images, holes)
+        yield "candidates, --blend none", search.composite(images, holes.masks, generated).numpy()
+        yield "candidates, --blend poisson", blend.join(images, generated, holes.masks)
+        refined = search.refine(dcgan, images, holes.masks, z, 10)
+        yield "the same, --refine 10", blend.join(images, refined, holes.masks)
     if encoder:
         start = encoder.guess(*holes.known(images))
         generated, _ = searched(dcgan, images, holes, start, iterations=0)
@@ -136,6 +140,7 @@ def main():
     parser.add_argument("--images", required=True, help="faces that were not trained on")
     parser.add_argument("--count", type=int, default=200, help="how many of those are drawn (%(default)s)")
     parser.add_argument("--checkpointDir", help="the model; without it only the baselines are measured")
+    parser.add_argument("--brief", action="store_true", help="leave out what takes an hour")
     parser.add_argument("--groups", action="store_true", help="tell groups of faces apart")
     args = parser.parse_args()
 
@@ -156,7 +161,8 @@ def main():
     for kind, options in MASKS.items():
         made = [masks.make(kind, size, seed=(SEED, number), **options) for number in range(len(truths))]
         holes, label = masks.holes(kind, made), " ".join([kind, *map(str, options.values())])
-        for method, filled in completions(pca, dcgan, encoder, covariance, utils.to_float(truths), holes):
+        given = dcgan, encoder, covariance, utils.to_float(truths), holes
+        for method, filled in completions(pca, *given, args.brief):
             rows.setdefault(method, {})[label] = scores(filled, truths, holes, describe)
     print(f"\nPSNR / SSIM / sharpness / identity of {len(truths)} faces\n")
     print_table("", rows)
