@@ -6,7 +6,7 @@ DEMO := demo/$(shell date +%Y%m%d-%H%M%S)
 # completes two portraits in the public domain, or one's own: PHOTOS=path
 demo: .venv/photos
 	.venv/bin/python align.py "$${PHOTOS:-.venv/photos}" $(DEMO)/aligned
-	.venv/bin/python complete.py $(DEMO)/aligned --checkpointDir checkpoints/faces-64 --refine 10 --batchSize 1000 \
+	.venv/bin/python complete.py $(DEMO)/aligned --checkpointDir checkpoints/faces-64 --batchSize 1000 \
 		--outDir $(DEMO)/completed --log_dir $(DEMO)/logs
 	@echo "the completed faces:                   $(DEMO)/completed/final"
 	@echo "the faces, the hole and what fills it: $(DEMO)/completed/summary.png"

@@ -16,12 +16,14 @@ import utils
 COVARIANCE = "covariance.npz"  # beside a model
 AXES = 512
 SMALLEST = 1e-9  # variance along an axis
-DETAIL = 0.5
+DETAIL = 0.75
 PASSES = 4
 # the noise of a known pixel, in units of the variance that the axes leave: from the first number, with nothing known
 # around it, to the second, with all of its neighbourhood known, where pixels err alike and many count as few
 NOISE = 1, 20
 NEIGHBOURHOOD = 7  # pixels each way
+# what the axes leave: errors of pixels that far apart correlate by 1/e, and so much of their variance is of one alone
+RANGE, NUGGET = 2.5, 0.1
 
 
 class Covariance(NamedTuple):
@@ -94,7 +96,8 @@ def gaussian(images, generated, masks, covariance, detail=DETAIL, pool=1, noise=
     the most probable hidden part (Bishop 2006, section 12.2): x_h = A_h (A_k' A_k / s + diag(1/v))^-1 A_k' x_k / s.
     With P that prediction of the image itself, and r that of y - G(z), the result is P + detail * (G(z) + r - P):
     `detail` 1 keeps all that the generator drew beyond what is most probable, 0 is the most probable face. On that line
-    lies the best between least error and most natural (Freirich, Michaeli and Meir 2021).
+    lies the best between least error and most natural (Freirich, Michaeli and Meir 2021). Where a share of the pixels
+    around is known, P is surer, and as much less is kept.
 
     images, generated: (N, H, W, C) in [-1, 1]; what `images` hold under the hole is never used. masks: (N, H, W, 1).
     With `pool` above 1 the means of `pool` x `pool` pixels are known instead. noise: see `NOISE`. Returns float32
@@ -111,7 +114,8 @@ def gaussian(images, generated, masks, covariance, detail=DETAIL, pool=1, noise=
             last, predict = mask, predictor(axes, covariance, mask, shape, pool, noise)
         probable = mean + predict(image - mean)
         beyond = face - mean - predict(face - mean)
-        result.append(probable + detail * beyond)
+        unsure = 1 - surroundings(mask) if pool == 1 else 1
+        result.append(probable + detail * unsure * beyond)
     return np.stack(result).astype(np.float32)
 
 
@@ -126,11 +130,8 @@ def predictor(axes, covariance, mask, shape, pool, noise):
         )
     else:
         known = np.broadcast_to(mask > 0, shape)
-        density = scipy.ndimage.uniform_filter(
-            mask.astype(np.float32), (NEIGHBOURHOOD, NEIGHBOURHOOD, 1), mode="nearest"
-        )
         seen = axes[known.ravel()]
-        spread = np.broadcast_to(alone + (surrounded - alone) * density, shape)[known][:, None]
+        spread = np.broadcast_to(alone + (surrounded - alone) * surroundings(mask), shape)[known][:, None]
     precise = (seen / spread).astype(np.float32)
     factor = scipy.linalg.cho_factor(seen.T @ precise + np.diag(1 / covariance.variances))
 
@@ -141,10 +142,41 @@ def predictor(axes, covariance, mask, shape, pool, noise):
     return predict
 
 
+def surroundings(mask):
+    """The share of known pixels in the neighbourhood of each, (H, W, 1)."""
+    return scipy.ndimage.uniform_filter(mask.astype(np.float32), (NEIGHBOURHOOD, NEIGHBOURHOOD, 1), mode="nearest")
+
+
+def kriging(image, generated, mask):
+    """Mend what is still wrong in the hole by what is still wrong at the known pixels nearby.
+
+    Simple kriging (Rasmussen and Williams 2006, equation 2.23) of the error y - G(z), float (H, W, C), whose covariance
+    between two pixels is exp(-(distance / `RANGE`)^2), plus `NUGGET` for a pixel with itself. What the principal axes
+    leave is like that: it has no structure of faces, but pixels side by side err alike. Where nothing is known the
+    result is `generated`; what `image` holds under the hole is not read.
+    """
+    known = np.broadcast_to(mask > 0, image.shape)
+    sigma = RANGE / 2**0.5
+
+    def spread(weights):
+        weights = np.where(known, weights.reshape(known.shape), 0.0)
+        return np.pi * RANGE**2 * scipy.ndimage.gaussian_filter(weights, (sigma, sigma, 0), mode="constant")
+
+    def covariance(weights):
+        return np.where(known, spread(weights), 0.0).ravel() + NUGGET * weights
+
+    system = scipy.sparse.linalg.LinearOperator((known.size, known.size), covariance, dtype=np.float64)
+    error = np.where(known, image - generated, 0.0).astype(np.float64)
+    weights, _ = scipy.sparse.linalg.cg(system, error.ravel(), rtol=1e-3)
+    return (generated + spread(weights)).astype(np.float32)
+
+
 def join(images, generated, masks, covariance=None, detail=DETAIL, pool=1):
-    """Fill the holes of images with what was generated: `gaussian` where there is a covariance, then `poisson`."""
+    """Fill the holes of images with what was generated: `gaussian` and `kriging` if faces are known, then `poisson`."""
     if covariance is not None:
         generated = gaussian(images, generated, masks, covariance, detail, pool)
+        if pool == 1:
+            generated = map(kriging, images, generated, masks)
     return np.stack(list(map(poisson, images, generated, masks)))
 
 

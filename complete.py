@@ -3,7 +3,7 @@
 
 ./complete.py data/test/aligned --outDir completions
 ./complete.py photo.png --mask scratches.png
-./complete.py damaged/*.png --maskType alpha --refine 10
+./complete.py damaged/*.png --maskType alpha --samples 4
 """
 
 import argparse
@@ -72,9 +72,9 @@ def parse_args():
     add = parser.add_argument_group("the search for z").add_argument
     add("--approach", choices=["momentum", "adam", "hmc"], help="update rule (momentum)")
     add("--start", choices=["encoder", "candidates"], help="what z to begin with (encoder, where the model has one)")
-    add("--prior", type=cli.number(float, 0, 10**6), metavar="MU", help="cost of leaving what the encoder guessed (10)")
+    add("--prior", type=cli.number(float, 0, 10**6), metavar="MU", help="cost of leaving the encoder's guess (100)")
     add("--nIter", type=cli.number(int, 0, 10**9), metavar="N", help="iterations (from the encoder's z 20, else 200)")
-    add("--lr", type=step, help="first step size (adam: 0.1; momentum: 3 / sum of the weights)")
+    add("--lr", type=step, help="first step size (adam: 0.1; momentum: 3 / sum of weights, less with an encoder)")
     add("--schedule", choices=["cosine", "constant"], help="how the step size goes on (cosine, to 0)")
     add("--momentum", type=cli.number(float, 0, 0.9999), help="momentum (0.9)")
     add("--lam", type=cli.number(float, 0, 10**6), help="weight of the perceptual loss (0.1)")
@@ -87,13 +87,12 @@ def parse_args():
     add("--hmcAnneal", type=step, help="factor on hmcBeta per iteration (1)")
 
     add = parser.add_argument_group("the result").add_argument
-    add("--refine", type=cli.number(int, 0), default=0, metavar="N", help="fine-tune G to each image for N steps (0)")
     add(
         "--blend",
         choices=["gaussian", "poisson", "none"],
         help="how G(z) is fitted to the image (gaussian where the model has a covariance, else poisson)",
     )
-    add("--detail", type=share, help="how much of G(z) gaussian keeps, from the most probable face to G(z) (0.5)")
+    add("--detail", type=share, help="how much of G(z) gaussian keeps, from the most probable face to G(z) (0.75)")
     add("--samples", type=count, default=1, metavar="S", help="different completions of each image (%(default)s)")
     add("--outInterval", type=count, metavar="N", help="iterations between pictures (20)")
     return parser, parser.parse_args()
@@ -291,7 +290,7 @@ def make_out_dir(args):
 
 
 def complete_batch(args, model, batch, sample, search_dir, log_dir):
-    """Search, refine and blend, and write the pictures of the way; returns the last state and the blended images."""
+    """Search and blend, and write the pictures of the way; returns the last state and the blended images."""
     import blend
     import search
 
@@ -310,22 +309,14 @@ def complete_batch(args, model, batch, sample, search_dir, log_dir):
 
     with bar:
         states = search.complete(model.dcgan, images, holes.masks, batch.numbers, progress=progress, **settings)
-        found, frames = follow(states, images, batch, search_dir, log_dir, bar)
-    last = found
-    if args.refine:
-        options = dict(weights=holes.weights, pool=holes.pool)
-        generated = search.refine(model.dcgan, images, holes.masks, found.z, args.refine, **options)
-        completed = search.composite(images, holes.masks, generated).numpy()
-        last = found._replace(generated=generated, completed=completed)
+        last, frames = follow(states, images, batch, search_dir, log_dir, bar)
     final = last.completed
     if model.blend != "none":
         detail = blend.DETAIL if args.detail is None else args.detail
         final = blend.join(images, last.generated, holes.masks, model.covariance, detail, holes.pool)
     utils.write_film(search_dir / "completion.gif", [*frames, utils.image_grid(final)])
     views = {"original": images} if holes.truth_known else {}
-    views |= {"masked": holes.show(images), "generated": found.generated}
-    views |= {"refined": last.generated} if args.refine else {}
-    views |= {"composite": last.completed}
+    views |= {"masked": holes.show(images), "generated": last.generated, "composite": last.completed}
     views |= {"blended": final} if model.blend != "none" else {}
     utils.write_image(search_dir / "summary.png", utils.labelled_rows(views))
     return last, final

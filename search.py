@@ -1,4 +1,4 @@
-"""The search for the z whose G(z) completes an image: where it starts, the rules that move z, and refinement.
+"""The search for the z whose G(z) completes an image: where it starts, and the rules that move z.
 
     *_, last = search.complete(dcgan, images, masks)     # last.completed holds the pictures
 
@@ -16,7 +16,6 @@ import functools
 import math
 from typing import NamedTuple
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -55,7 +54,7 @@ class Problem(NamedTuple):
 
 
 def complete(
-    dcgan, images, masks, numbers=None, *, weights=None, pool=1, start=None, prior=10.0, approach="momentum",
+    dcgan, images, masks, numbers=None, *, weights=None, pool=1, start=None, prior=100.0, approach="momentum",
     iterations=None, lr=None, schedule="cosine", momentum=0.9, lam=0.1, candidates=2048, hmc_beta=0.2, hmc_eps=0.001,
     hmc_l=100, hmc_anneal=1.0, interval=20, seed=0, progress=lambda done, total: None,
 ):  # fmt: skip
@@ -67,10 +66,10 @@ def complete(
     used. numbers: whole numbers that, with `seed`, decide each image's random draws, 0 to N - 1 by default. weights,
     pool: see `DCGAN.completion_losses`; the masks by default. approach: one of `RULES`. lr: the first step size, which
     falls to 0 along a cosine unless `schedule` is "constant"; by default 0.1 for adam, and for momentum 3 over the sum
-    of the weights of all channels and 6 times the prior, as the gradient grows with them. start: z (N, z_dim) to start
-    from, as an encoder guesses them, and `prior` what their squared distance to z costs; without it the search starts
-    from the best of `candidates` random z. iterations: 200, or 20 with a start, by default. progress: is told how many
-    steps are done, and of how many, more often than what is yielded.
+    of the weights of all channels, as the gradient grows with it, or 1 over that and 6 times the prior. start: z
+    (N, z_dim) to start from, as an encoder guesses them, and `prior` what their squared distance to z costs; without it
+    the search starts from the best of `candidates` random z. iterations: 200, or 20 with a start, by default. progress:
+    is told how many steps are done, and of how many, more often than what is yielded.
     """
     numbers = range(len(images)) if numbers is None else numbers
     images, masks = (tf.convert_to_tensor(x, tf.float32) for x in (images, masks))
@@ -79,7 +78,8 @@ def complete(
         iterations = ITERATIONS if start is None else ITERATIONS_FROM_ENCODER
     if lr is None:
         total_weight = dcgan.c_dim * tf.reduce_sum(weights, [1, 2])  # (N, 1)
-        lr = 0.1 if approach == "adam" else 3 / (total_weight + 6 * (prior if start is not None else 0))
+        lr = 3 / total_weight if start is None else 1 / (total_weight + 6 * prior)
+        lr = 0.1 if approach == "adam" else lr
     settings = dict(lr=lr, momentum=momentum, iterations=iterations)
     settings |= dict(hmc_beta=hmc_beta, hmc_eps=hmc_eps, hmc_anneal=hmc_anneal)
     settings = {name: tf.convert_to_tensor(value, tf.float32) for name, value in settings.items()}
@@ -284,50 +284,3 @@ RULES = {"momentum": momentum, "adam": adam, "hmc": hmc}
 def composite(images, masks, generated):
     """What is known from the images, the rest as generated: M*y + (1-M)*G(z) (Amos 2016, step 3)."""
     return tf.where(masks > 0, images, generated)
-
-
-def refine(dcgan, images, masks, z, steps, *, weights=None, pool=1, lr=6e-4):
-    """Fine-tune a copy of the generator for each image, on what is known of it, from its z; returns the G(z).
-
-    Pivotal tuning (Roich et al. 2021): `steps` updates of Adam on the contextual loss, for each image anew, so
-    that what surrounds the hole is really that person's. The generator itself stays as it is. Shapes as in
-    `complete`; returns (N, H, W, C).
-    """
-    weights = masks if weights is None else weights
-    tuned, optimizer = tunable_copy(dcgan)
-    pretrained, refined = dcgan.sampler.get_weights(), []
-    for image in range(len(z)):
-        tuned.set_weights(pretrained)
-        for variable in optimizer.variables:
-            variable.assign(tf.zeros_like(variable))
-        optimizer.learning_rate = lr
-        given = [tf.constant(x[image : image + 1], tf.float32) for x in (z, images, weights)]
-        for _ in range(steps):
-            compiled(dcgan, refine_step)(*given, pool)
-        refined.append(tuned(given[0], training=False).numpy())
-    return np.concatenate(refined)
-
-
-def tunable_copy(dcgan):
-    """The copy of a model's generator that `refine` tunes, and its optimizer; one for all images, as it is compiled.
-
-    The last two transposed convolutions stay as they are: tuned to the known pixels, they would weave a pattern
-    of single pixels into the hole.
-    """
-    if tunable_copy in dcgan.compiled:
-        return dcgan.compiled[tunable_copy]
-    tuned = keras.models.clone_model(dcgan.sampler)
-    for layer in tuned.layers[-5:]:
-        layer.trainable = False
-    optimizer = keras.optimizers.Adam()
-    optimizer.build(tuned.trainable_variables)
-    return dcgan.compiled.setdefault(tunable_copy, (tuned, optimizer))
-
-
-def refine_step(dcgan, z, image, weights, pool):
-    """One update of the tuned generator on the contextual loss of one image."""
-    tuned, optimizer = tunable_copy(dcgan)
-    with tf.GradientTape() as tape:
-        generated = ops.mean_pool(tuned(z, training=False), pool)
-        loss = ops.contextual_loss(generated, ops.mean_pool(image, pool), weights)
-    optimizer.apply(tape.gradient(loss, tuned.trainable_variables), tuned.trainable_variables)

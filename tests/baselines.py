@@ -11,6 +11,7 @@ hyphen. The PCA takes minutes, and the search from candidates an hour without a 
 """
 
 import argparse
+import functools
 import importlib.util
 import sys
 from pathlib import Path
@@ -47,7 +48,7 @@ def telea(images, holes):
 
 
 def searched(dcgan, images, holes, start=None, **options):
-    """G(z) and z as complete.py finds them."""
+    """G(z) as complete.py finds them."""
     found = []
     for i in range(0, len(images), BATCH):
         part = slice(i, i + BATCH)
@@ -55,8 +56,8 @@ def searched(dcgan, images, holes, start=None, **options):
             options["start"] = start[part]
         numbers = range(len(images))[part]
         *_, last = search.complete(dcgan, images[part], holes.masks[part], numbers, seed=SEED, **options)
-        found.append((last.generated, last.z))
-    return tuple(map(np.concatenate, zip(*found, strict=True)))
+        found.append(last.generated)
+    return np.concatenate(found)
 
 
 def completions(pca, dcgan, encoder, covariance, images, holes, brief):
@@ -72,18 +73,16 @@ def completions(pca, dcgan, encoder, covariance, images, holes, brief):
     if not dcgan:
         return
     if not (encoder and brief):
-        generated, z = searched(dcgan, images, holes)
+        generated = searched(dcgan, images, holes)
         yield "candidates, --blend none", search.composite(images, holes.masks, generated).numpy()
         yield "candidates, --blend poisson", blend.join(images, generated, holes.masks)
-        refined = search.refine(dcgan, images, holes.masks, z, 10)
-        yield "the same, --refine 10", blend.join(images, refined, holes.masks)
     if encoder:
         start = encoder.guess(*holes.known(images))
-        generated, _ = searched(dcgan, images, holes, start, iterations=0)
+        generated = searched(dcgan, images, holes, start, iterations=0)
         yield "encoder, --nIter 0 --blend poisson", blend.join(images, generated, holes.masks)
         if covariance:
             yield "encoder, --nIter 0", blend.join(images, generated, holes.masks, covariance)
-        generated, _ = searched(dcgan, images, holes, start)
+        generated = searched(dcgan, images, holes, start)
         yield "encoder, --blend poisson", blend.join(images, generated, holes.masks)
     for detail in DETAILS if covariance else ():
         yield f"--detail {detail:g}", blend.join(images, generated, holes.masks, covariance, detail)
@@ -100,13 +99,18 @@ def describer():
     model = Path(spec.submodule_search_locations[0]) / "models" / "dlib_face_recognition_resnet_model_v1.dat"
     network = dlib.face_recognition_model_v1(str(model))
 
+    points = [dlib.point(round(float(x)), round(float(y))) for x, y in 256 * faces.MINMAX_TEMPLATE]
+    landmarks = dlib.full_object_detection(dlib.rectangle(0, 0, 255, 255), points)
+
+    @functools.cache
+    def describe_one(data):
+        return network.compute_face_descriptor(np.frombuffer(data, np.uint8).reshape(256, 256, 3), landmarks)
+
     def describe(images):
-        points = [dlib.point(round(float(x)), round(float(y))) for x, y in 256 * faces.MINMAX_TEMPLATE]
-        landmarks = dlib.full_object_detection(dlib.rectangle(0, 0, 255, 255), points)
         large = [
             cv2.resize(np.repeat(x, 3 // x.shape[-1], -1), (256, 256), interpolation=cv2.INTER_CUBIC) for x in images
         ]
-        return np.array([network.compute_face_descriptor(x, landmarks) for x in large])
+        return np.array([describe_one(x.tobytes()) for x in large])
 
     return describe
 

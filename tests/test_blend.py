@@ -95,11 +95,10 @@ def dense_gaussian(image, mask, mean, covariance, noise, shape=None):
     return (mean + gain @ (observe @ (seen.ravel() - mean))).reshape(image.shape)
 
 
-def crowding(mask, channels):
-    """1 for each known value whose 7 x 7 neighbours are hidden, up to 20 where all are known; borders are repeated."""
+def known_shares(mask):
+    """How much is known of the 7 x 7 pixels around each (H, W); what lies beyond a border is as that."""
     padded = np.pad(mask[..., 0], 3, mode="edge")
-    shares = np.array([[padded[y : y + 7, x : x + 7].mean() for x in range(len(mask))] for y in range(len(mask))])
-    return (1 + 19 * shares)[mask[..., 0] > 0].repeat(channels)
+    return np.array([[padded[y : y + 7, x : x + 7].mean() for x in range(len(mask))] for y in range(len(mask))])
 
 
 @pytest.mark.parametrize("kind, channels", [("center", 3), ("left", 3), ("grid", 1), ("random", 3), ("lowres", 1)])
@@ -122,12 +121,34 @@ def test_gaussian_against_a_dense_computation(kind, channels):
     damaged = images if pool == 2 else np.where(holes > 0, images, np.nan)
     result = {d: blend.gaussian(damaged, generated, holes, found, d, pool) for d in (0, 0.4, 1)}
     for i in range(2):
-        noise = 20 * found.rest / 4 if pool == 2 else found.rest * crowding(holes[i], channels)
+        shares = known_shares(holes[i])
+        noise = 20 / 4 if pool == 2 else (1 + 19 * shares)[holes[i][..., 0] > 0].repeat(channels)
+        noise = noise * found.rest
         most_probable = dense_gaussian(images[i], holes[i], found.mean, covariance, noise, observe)
         residual = dense_gaussian(images[i] - generated[i], holes[i], 0 * found.mean, covariance, noise, observe)
         np.testing.assert_allclose(result[0][i], most_probable, atol=1e-4)
-        np.testing.assert_allclose(result[1][i], generated[i] + residual, atol=1e-4)
+        kept = 1 if pool == 2 else (1 - shares)[..., None]
+        whole = most_probable + kept * (generated[i] + residual - most_probable)
+        np.testing.assert_allclose(result[1][i], whole, atol=1e-4)
     np.testing.assert_allclose(result[0.4], 0.6 * result[0] + 0.4 * result[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind, channels", [("center", 3), ("random", 1)])
+def test_kriging_against_a_dense_computation(kind, channels):
+    mask = masks.make(kind, 12, fraction=0.6)
+    image, generated = RNG.uniform(-1, 1, (2, 12, 12, channels)).astype(np.float32)
+    known = mask.ravel() > 0
+    places = np.stack(np.indices((12, 12)), -1).reshape(-1, 2)
+    near = np.exp(-((places[:, None] - places[known]) ** 2).sum(-1) / 2.5**2)
+    error = (image - generated).reshape(-1, channels)[known]
+    expected = generated.reshape(-1, channels) + near @ np.linalg.solve(near[known] + 0.1 * np.eye(known.sum()), error)
+    found = blend.kriging(np.where(mask > 0, image, np.nan), generated, mask)
+    np.testing.assert_allclose(found, expected.reshape(image.shape), atol=0.01)
+
+
+def test_kriging_where_nothing_is_known_is_what_was_generated():
+    generated = RNG.uniform(-1, 1, (6, 6, 3)).astype(np.float32)
+    np.testing.assert_array_equal(blend.kriging(generated + 1, generated, np.zeros((6, 6, 1))), generated)
 
 
 def test_gaussian_recovers_what_lies_in_the_span_of_the_axes():

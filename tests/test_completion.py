@@ -1,9 +1,9 @@
-"""Completion: the search for z and the refinement, on tiny networks."""
+"""Completion: the search for z, on tiny networks."""
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import center_hole, changed, images, values, zs
+from conftest import center_hole, changed, images, values
 
 import ops
 import search
@@ -109,8 +109,6 @@ def test_hidden_pixels_never_matter(tiny_dcgan, hidden):
     other = np.where(mask, y, np.float32(hidden))
     a, b = (complete(dcgan, x, mask, candidates=20)[-1] for x in (y, other))
     np.testing.assert_array_equal(a.completed, b.completed)
-    refined = [search.refine(dcgan, x, mask, a.z, 2) for x in (y, other)]
-    np.testing.assert_array_equal(*refined)
 
 
 def test_the_search_starts_from_the_best_candidate(tiny_dcgan):
@@ -135,46 +133,3 @@ def test_means_alone_are_compared_where_only_they_are_known(tiny_dcgan):
     means = [x.reshape(2, 4, 4, 4, 4, 3).mean((2, 4)) for x in (last.generated, y)]
     np.testing.assert_allclose(last.contextual, np.abs(means[0] - means[1]).sum((1, 2, 3)), rtol=1e-4)
     np.testing.assert_array_equal(last.completed, last.generated)
-
-
-def test_refinement_fits_what_is_known_and_leaves_the_generator_alone(tiny_dcgan):
-    dcgan = tiny_dcgan()
-    y, mask = images(3), center_hole(3)
-    last = complete(dcgan, y, mask)[-1]
-    before = values(dcgan.generator.variables)
-    together = search.refine(dcgan, y, mask, last.z, 20)
-    assert not any(changed(before, dcgan.generator.variables))
-    assert ((mask * np.abs(together - y)).sum((1, 2, 3)) < last.contextual).all()
-    np.testing.assert_allclose(search.refine(dcgan, y[2:], mask[2:], last.z[2:], 20), together[2:], atol=1e-4)
-    np.testing.assert_allclose(search.refine(dcgan, y, mask, last.z, 0), last.generated, atol=1e-5)
-    search.refine(dcgan, y[:1], mask[:1], last.z[:1], 3)
-    tuned = changed(values(search.tunable_copy(dcgan)[0].variables), dcgan.generator.variables)
-    names = {v.path.split("/")[-2] for v, moved in zip(dcgan.generator.variables, tuned, strict=True) if moved}
-    assert names == {"g_h0_lin", "g_bn0"}  # all but the last two transposed convolutions, g_h1 and g_h2
-    step = search.compiled(dcgan, search.refine_step)
-    assert step.experimental_get_tracing_count() == 1  # each would keep its memory
-
-
-@pytest.mark.parametrize("weights, pool", [("mask", 1), ("random", 1), ("random", 4)])
-def test_refinement_is_adam_on_the_contextual_loss(tiny_dcgan, weights, pool):
-    dcgan = tiny_dcgan()
-    y, mask, z = images(1), center_hole(1), zs(1)
-    side = 16 // pool
-    counts = mask if weights == "mask" else np.random.default_rng(0).random((1, side, side, 1)).astype(np.float32)
-    first = dcgan.generator.layers[0]
-    before = [v.numpy() for v in first.trainable_variables]
-
-    def means(x):
-        return tf.reduce_mean(tf.reshape(x, (1, side, pool, side, pool, 3)), (2, 4))
-
-    with tf.GradientTape() as tape:
-        loss = tf.reduce_sum(tf.abs(counts * (means(dcgan.generator(z, training=False)) - means(y))))
-    gradients = tape.gradient(loss, first.trainable_variables)
-    if weights == "mask":
-        y = np.where(mask == 1, y, np.nan)  # which nobody may look at
-    search.refine(dcgan, y, mask, z, 1, weights=None if weights == "mask" else counts, pool=pool, lr=0.01)
-    # the first step of Adam (Kingma and Ba 2015, end of section 2) goes by lr against the sign of each gradient
-    for value, gradient, after in zip(
-        before, gradients, search.tunable_copy(dcgan)[0].layers[0].trainable_variables, strict=True
-    ):
-        np.testing.assert_allclose(after, value - 0.01 * gradient / (np.abs(gradient) + 1e-7 / 0.001**0.5), atol=2e-6)
