@@ -23,7 +23,7 @@ import ops
 
 CANDIDATES_AT_ONCE = 64
 ITERATIONS, ITERATIONS_FROM_ENCODER = 200, 20  # by default
-SPREAD = 0.7  # standard deviation of other starts around an encoder's guess
+SPREAD = 0.5  # standard deviation of other starts around an encoder's guess
 WITHOUT_A_WORD = {"momentum": 20, "adam": 20, "hmc": 1}  # iterations in which neither Ctrl-C nor `progress` is heard
 
 
