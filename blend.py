@@ -21,7 +21,7 @@ PASSES = 4
 # the noise of a known pixel, in units of the variance that the axes leave: from the first number, with nothing known
 # around it, to the second, with all of its neighbourhood known, where pixels err alike and many count as few
 NOISE = 1, 20
-NEIGHBOURHOOD = 7  # pixels each way
+NEIGHBOURHOOD = 7  # pixels each way, chosen, as are all numbers here, with faces of 64 pixels
 # what the axes leave: errors of pixels that far apart correlate by 1/e, and so much of their variance is of one alone
 RANGE, NUGGET = 2.5, 0.1
 
@@ -94,10 +94,10 @@ def gaussian(images, generated, masks, covariance, detail=DETAIL, pool=1, noise=
 
     Images and their error G(z) - y are both taken as normal with the covariance of faces, so that the known part tells
     the most probable hidden part (Bishop 2006, section 12.2): x_h = A_h (A_k' A_k / s + diag(1/v))^-1 A_k' x_k / s.
-    With P that prediction of the image itself, and r that of y - G(z), the result is P + detail * (G(z) + r - P):
-    `detail` 1 keeps all that the generator drew beyond what is most probable, 0 is the most probable face. On that line
-    lies the best between least error and most natural (Freirich, Michaeli and Meir 2021). Where a share of the pixels
-    around is known, P is surer, and as much less is kept.
+    With P that prediction of the image itself, and r that of y - G(z), the result is
+    P + detail * (1 - share) * (G(z) + r - P): `detail` 1 keeps what the generator drew beyond what is most probable, 0
+    is the most probable face. On that line lies the best between least error and most natural (Freirich, Michaeli and
+    Meir 2021). `share` is how much of a pixel's surroundings is known: the more, the surer is P.
 
     images, generated: (N, H, W, C) in [-1, 1]; what `images` hold under the hole is never used. masks: (N, H, W, 1).
     With `pool` above 1 the means of `pool` x `pool` pixels are known instead. noise: see `NOISE`. Returns float32
@@ -167,17 +167,33 @@ def kriging(image, generated, mask):
 
     system = scipy.sparse.linalg.LinearOperator((known.size, known.size), covariance, dtype=np.float64)
     error = np.where(known, image - generated, 0.0).astype(np.float64)
-    weights, _ = scipy.sparse.linalg.cg(system, error.ravel(), rtol=1e-3)
+    weights, _ = scipy.sparse.linalg.cg(system, error.ravel(), rtol=1e-3, maxiter=200)
     return (generated + spread(weights)).astype(np.float32)
 
 
+def as_grey_as(image, generated, mask):
+    """`generated`, (H, W, C), without its colours if what is known of `image` has none."""
+    known = image[mask[..., 0] > 0]
+    if not len(known) or np.ptp(known, axis=1).any():
+        return generated
+    return np.broadcast_to(generated.mean(-1, keepdims=True), generated.shape)
+
+
 def join(images, generated, masks, covariance=None, detail=DETAIL, pool=1):
-    """Fill the holes of images with what was generated: `gaussian` and `kriging` if faces are known, then `poisson`."""
+    """Fill the holes of images with what was generated: `gaussian` and `kriging` with a covariance, then `poisson`.
+
+    Where all that is known of an image is grey, so is its hole. With `pool` above 1 there is no kriging. Shapes as for
+    `gaussian`.
+    """
+
+    def each(function, generated):
+        return np.stack([function(*triple) for triple in zip(images, generated, masks, strict=True)])
+
     if covariance is not None:
         generated = gaussian(images, generated, masks, covariance, detail, pool)
         if pool == 1:
-            generated = map(kriging, images, generated, masks)
-    return np.stack(list(map(poisson, images, generated, masks)))
+            generated = each(kriging, generated)
+    return each(poisson, each(as_grey_as, generated))
 
 
 def poisson(image, generated, mask):

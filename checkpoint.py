@@ -164,7 +164,7 @@ def read_config(directory):
         raise cli.UserError(f"{path}: {error}; use a larger machine, or another model") from error
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         told = {ValueError: str(error), KeyError: f"{error} is missing"}
-        why = getattr(error, "strerror", told.get(type(error), repr(error)))
+        why = getattr(error, "strerror", told.get(type(error), "it is no such JSON"))
         raise cli.UserError(
             f"{path}: is not as train-dcgan.py writes it ({why}); restore it, or use another model"
         ) from error

@@ -71,10 +71,14 @@ def parse_args():
 
     add = parser.add_argument_group("the search for z").add_argument
     add("--approach", choices=["momentum", "adam", "hmc"], help="update rule (momentum)")
-    add("--start", choices=["encoder", "candidates"], help="what z to begin with (encoder, where the model has one)")
+    add(
+        "--start",
+        choices=["encoder", "candidates"],
+        help="first z (encoder where there is one, but for hmc)",
+    )
     add("--prior", type=cli.number(float, 0, 10**6), metavar="MU", help="cost of leaving the encoder's guess (100)")
     add("--nIter", type=cli.number(int, 0, 10**9), metavar="N", help="iterations (from the encoder's z 20, else 200)")
-    add("--lr", type=step, help="first step size (adam: 0.1; momentum: 3 / sum of weights, less with an encoder)")
+    add("--lr", type=step, help="first step size (momentum: 3 / sum of weights, adam: 0.1; less from an encoder's z)")
     add("--schedule", choices=["cosine", "constant"], help="how the step size goes on (cosine, to 0)")
     add("--momentum", type=cli.number(float, 0, 0.9999), help="momentum (0.9)")
     add("--lam", type=cli.number(float, 0, 10**6), help="weight of the perceptual loss (0.1)")
@@ -92,9 +96,9 @@ def parse_args():
         choices=["gaussian", "poisson", "none"],
         help="how G(z) is fitted to the image (gaussian where the model has a covariance, else poisson)",
     )
-    add("--detail", type=share, help="how much of G(z) gaussian keeps, from the most probable face to G(z) (0.75)")
+    add("--detail", type=share, help="how much gaussian keeps of what G drew beyond the most probable face (0.75)")
     add("--samples", type=count, default=1, metavar="S", help="different completions of each image (%(default)s)")
-    add("--outInterval", type=count, metavar="N", help="iterations between pictures (20)")
+    add("--outInterval", type=count, metavar="N", help="iterations between pictures (a quarter, 20 at most)")
     return parser, parser.parse_args()
 
 
@@ -255,7 +259,7 @@ def load(args, directory):
 
     dcgan = DCGAN.load(directory)
     renew = f"./train-encoder.py --checkpointDir {directory} --dataset DIR"
-    start, encoder = args.start or args.candidates and "candidates", None
+    start, encoder = args.start or (args.candidates or args.approach == "hmc") and "candidates", None
     if start == "encoder" and args.candidates:
         raise cli.UserError("--candidates: are another start than --start encoder; leave one of them out")
     if start != "candidates":

@@ -56,7 +56,7 @@ class Problem(NamedTuple):
 def complete(
     dcgan, images, masks, numbers=None, *, weights=None, pool=1, start=None, prior=100.0, approach="momentum",
     iterations=None, lr=None, schedule="cosine", momentum=0.9, lam=0.1, candidates=2048, hmc_beta=0.2, hmc_eps=0.001,
-    hmc_l=100, hmc_anneal=1.0, interval=20, seed=0, progress=lambda done, total: None,
+    hmc_l=100, hmc_anneal=1.0, interval=None, seed=0, progress=lambda done, total: None,
 ):  # fmt: skip
     """Fill the unknown part of `images`; yields a Completion at the start, each `interval` iterations and the end.
 
@@ -65,21 +65,25 @@ def complete(
     images, masks: (N, H, W, C) in [-1, 1] and (N, H, W, 1), 1 = known; what `images` hold under the hole is never
     used. numbers: whole numbers that, with `seed`, decide each image's random draws, 0 to N - 1 by default. weights,
     pool: see `DCGAN.completion_losses`; the masks by default. approach: one of `RULES`. lr: the first step size, which
-    falls to 0 along a cosine unless `schedule` is "constant"; by default 0.1 for adam, and for momentum 3 over the sum
-    of the weights of all channels, as the gradient grows with it, or 1 over that and 6 times the prior. start: z
-    (N, z_dim) to start from, as an encoder guesses them, and `prior` what their squared distance to z costs; without it
-    the search starts from the best of `candidates` random z. iterations: 200, or 20 with a start, by default. progress:
-    is told how many steps are done, and of how many, more often than what is yielded.
+    falls to 0 along a cosine unless `schedule` is "constant"; by default 3 / W for momentum, where W is the sum of the
+    weights of all channels, as the gradient grows with it, and 0.1 for adam; with a start 1 / (W + 6 prior) and 0.02.
+    start: z (N, z_dim) to start from, as an encoder guesses them, and `prior` what their squared distance to z costs
+    (100 was chosen for faces of 64 pixels); without it the search starts from the best of `candidates` random z.
+    iterations: 200, or 20 with a start, by default. interval: a quarter of them, 20 at most, by default. progress: is
+    told how many steps are done, and of how many, more often than what is yielded.
     """
     numbers = range(len(images)) if numbers is None else numbers
     images, masks = (tf.convert_to_tensor(x, tf.float32) for x in (images, masks))
     weights = masks if weights is None else tf.convert_to_tensor(weights, tf.float32)
     if iterations is None:
         iterations = ITERATIONS if start is None else ITERATIONS_FROM_ENCODER
+    interval = interval or max(1, min(20, iterations // 4))
     if lr is None:
         total_weight = dcgan.c_dim * tf.reduce_sum(weights, [1, 2])  # (N, 1)
-        lr = 3 / total_weight if start is None else 1 / (total_weight + 6 * prior)
-        lr = 0.1 if approach == "adam" else lr
+        if approach == "adam":
+            lr = 0.1 if start is None else 0.02
+        else:
+            lr = 3 / total_weight if start is None else 1 / (total_weight + 6 * prior)
     settings = dict(lr=lr, momentum=momentum, iterations=iterations)
     settings |= dict(hmc_beta=hmc_beta, hmc_eps=hmc_eps, hmc_anneal=hmc_anneal)
     settings = {name: tf.convert_to_tensor(value, tf.float32) for name, value in settings.items()}

@@ -236,7 +236,7 @@ def read_arrays(path, shapes):
             fits = len(array.shape) == len(shapes[name]) and array.dtype.kind == "f" and np.isfinite(array).all()
             sides = zip(array.shape, shapes[name], strict=True) if fits else ()
             if not fits or any(side != want if want else side > 4096 for side, want in sides):
-                raise ValueError(f"{name}, {array.dtype} of shape {array.shape}, does not fit the model")
+                raise ValueError(f"{name}, {array.dtype} of shape {array.shape}, is not finite or does not fit")
     except Exception as error:  # zipfile and NumPy raise anything from RuntimeError to zlib.error on a damaged file
         raise cli.UserError(
             f"{path}: cannot be used ({error}); restore it, or remove it and run train-encoder.py"

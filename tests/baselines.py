@@ -11,7 +11,6 @@ hyphen. The PCA takes minutes, and the search from candidates an hour without a 
 """
 
 import argparse
-import functools
 import importlib.util
 import sys
 from pathlib import Path
@@ -102,23 +101,19 @@ def describer():
     points = [dlib.point(round(float(x)), round(float(y))) for x, y in 256 * faces.MINMAX_TEMPLATE]
     landmarks = dlib.full_object_detection(dlib.rectangle(0, 0, 255, 255), points)
 
-    @functools.cache
-    def describe_one(data):
-        return network.compute_face_descriptor(np.frombuffer(data, np.uint8).reshape(256, 256, 3), landmarks)
-
     def describe(images):
         large = [
             cv2.resize(np.repeat(x, 3 // x.shape[-1], -1), (256, 256), interpolation=cv2.INTER_CUBIC) for x in images
         ]
-        return np.array([describe_one(x.tobytes()) for x in large])
+        return np.array([network.compute_face_descriptor(x, landmarks) for x in large])
 
     return describe
 
 
-def scores(filled, truths, holes, describe):
-    """PSNR, SSIM, sharpness and identity of each image, (N, 4)."""
+def scores(filled, truths, holes, describe, persons):
+    """PSNR, SSIM, sharpness and identity of each image, (N, 4); `persons` are the descriptors of the true faces."""
     pixels = utils.to_uint8(filled)
-    identity = np.linalg.norm(describe(pixels) - describe(truths), axis=1)
+    identity = np.linalg.norm(describe(pixels) - persons, axis=1)
     triples = zip(pixels, truths, holes.masks[..., 0] == 0, strict=True)
     rest = [[measure(*triple) for measure in (metrics.psnr, metrics.ssim, metrics.sharpness)] for triple in triples]
     return np.column_stack([rest, identity])
@@ -144,7 +139,7 @@ def main():
     parser.add_argument("--images", required=True, help="faces that were not trained on")
     parser.add_argument("--count", type=int, default=200, help="how many of those are drawn (%(default)s)")
     parser.add_argument("--checkpointDir", help="the model; without it only the baselines are measured")
-    parser.add_argument("--brief", action="store_true", help="leave out what takes an hour")
+    parser.add_argument("--brief", action="store_true", help="no search from candidates if there is an encoder")
     parser.add_argument("--groups", action="store_true", help="tell groups of faces apart")
     args = parser.parse_args()
 
@@ -162,12 +157,13 @@ def main():
     pca = blend.fit_covariance(ImageFolder(args.dataset, size, channels, cache_mb=2**20).blocks, axes=COMPONENTS)
 
     rows, describe = {}, describer()
+    persons = describe(truths)
     for kind, options in MASKS.items():
         made = [masks.make(kind, size, seed=(SEED, number), **options) for number in range(len(truths))]
         holes, label = masks.holes(kind, made), " ".join([kind, *map(str, options.values())])
         given = dcgan, encoder, covariance, utils.to_float(truths), holes
         for method, filled in completions(pca, *given, args.brief):
-            rows.setdefault(method, {})[label] = scores(filled, truths, holes, describe)
+            rows.setdefault(method, {})[label] = scores(filled, truths, holes, describe, persons)
     print(f"\nPSNR / SSIM / sharpness / identity of {len(truths)} faces\n")
     print_table("", rows)
     if args.groups:

@@ -215,3 +215,13 @@ def test_a_damaged_covariance_is_one_line(tmp_path):
     path.mkdir()
     with pytest.raises(cli.UserError, match="it is no file"):
         blend.load_covariance(tmp_path, (6, 6, 3))
+
+
+def test_what_is_known_in_grey_is_filled_in_grey():
+    found, (images, generated) = fit(faces(100), axes=10), np.split(faces(4), 2)
+    images[0] = images[0].mean(-1, keepdims=True)
+    holes = np.stack([masks.make("center", 6)] * 2)
+    damaged = np.where(holes > 0, images, RNG.uniform(-1, 1, images.shape)).astype(np.float32)
+    for covariance in (None, found):
+        grey, coloured = blend.join(damaged, generated, holes, covariance)
+        assert np.ptp(grey, -1).max() < 1e-6 and np.ptp(coloured, -1)[2:4, 2:4].min() > 1e-3

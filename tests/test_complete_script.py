@@ -209,6 +209,7 @@ def test_help_tells_the_defaults_of_the_search():
         told = re.search(rf" --{flag} .*?\(([^)]*)\)", text)[1]
         if defaults[name] is not None:
             assert told.split(",")[0] == str(defaults[name]).removesuffix(".0"), flag
+    assert re.search(r" --detail .*?\(([^)]*)\)", text)[1] == str(blend.DETAIL)
 
 
 @pytest.mark.parametrize("script", ["train-dcgan.py", "sample.py", "complete.py"])

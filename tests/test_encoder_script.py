@@ -104,9 +104,16 @@ def test_complete_with_what_was_learned(learned, faces, tmp_path):
         *_, last = search.complete(dcgan, images, holes.masks, **options)
         fitted = blend.gaussian(images, last.generated, holes.masks, covariance, 0.3)
         for i in range(3):
-            final = blend.poisson(images[i], fitted[i], holes.masks[i])
+            kriged = blend.kriging(images[i], fitted[i], holes.masks[i])
+            final = blend.poisson(images[i], kriged, holes.masks[i])
             written = np.asarray(Image.open(tmp_path / f"completions/final/{i:04d}_{i:02d}_{sample}.png"))
             np.testing.assert_allclose(written, utils.to_uint8(final), atol=1)
+
+
+def test_hmc_starts_from_candidates(learned, faces, tmp_path):
+    flags = "--approach hmc --nIter 1 --hmcL 1 --outDir hmc".split()
+    done = run("complete.py", faces / "00.png", *flags, "--checkpointDir", learned / MINE, cwd=tmp_path)
+    assert "start: candidates" in done.stdout
 
 
 def test_hidden_pixels_change_nothing_from_end_to_end(learned, faces, tmp_path):

@@ -72,6 +72,8 @@ def test_baselines(tmp_path, tiny_dcgan):
                 expected.setdefault(f"group0, {name}", []).extend(np.mean(each[:2], 0))
                 expected.setdefault(f"group1, {name}", []).extend(each[2])
     assert set(rows) == set(expected) and len(rows) == 17
+    brief = table(run("tests/baselines.py", *flags, "--brief"))
+    assert brief == {name: row for name, row in rows.items() if not name.startswith(("group", "candidates"))}
     for name, row in rows.items():
         for column, tolerance in enumerate((0.02, 0.002, 0.01, 0.01)):
             assert row[column::4] == pytest.approx(expected[name][column::4], abs=tolerance), name

@@ -132,10 +132,29 @@ def test_other_starts_are_near_and_of_each_image_alone():
     assert (others[0] != others[1]).mean() > 0.6 and (others[:, 0] != others[:, 1]).mean() > 0.6
 
 
+def test_the_first_step_from_a_start_is_by_the_weights_and_the_prior(tiny_dcgan):
+    dcgan, x, mask, start = tiny_dcgan(), images(2), center_hole(2), zs(2)
+    options = dict(start=start, iterations=1, momentum=0.0, schedule="constant")
+    *_, last = search.complete(dcgan, x, mask, **options)
+    z = tf.constant(start)
+    with tf.GradientTape() as tape:
+        tape.watch(z)
+        _, contextual, perceptual = dcgan.completion_losses(z, x, mask)
+        losses = contextual + 0.1 * perceptual
+    steps = tape.gradient(losses, z) / (3 * 192 + 6 * 100)
+    np.testing.assert_allclose(last.z, np.clip(start - steps, -1, 1), atol=1e-5)
+    assert (last.total < losses.numpy()).all()
+
+
+def test_adam_gets_nearer_from_a_start(tiny_dcgan):
+    first, *_, last = search.complete(tiny_dcgan(), images(4), center_hole(4), start=zs(4) / 2, approach="adam")
+    assert (last.total < first.total).all()
+
+
 def test_the_default_step_is_stable_where_little_is_known(tiny_dcgan):
     """The prior's curvature alone would throw z about, were the step as long as the weights allow."""
     x, mask = images(2), np.zeros((2, 16, 16, 1), np.float32)
     mask[:, 3:5, 3] = 1
-    options = dict(start=zs(2), prior=10.0, iterations=40, interval=1)
+    options = dict(start=zs(2), iterations=40, interval=1)
     currents = np.array([state.current for state in search.complete(tiny_dcgan(), x, mask, **options)])
     assert (currents[1:] < 2 * currents[0]).all() and (currents[-1] <= currents[0]).all()
