@@ -24,12 +24,8 @@ import cli
 from tqdm import tqdm
 
 import faces
+import photos
 import utils
-
-BOX = ["left", "top", "right", "bottom"]
-MATRIX = ["m00", "m01", "m02", "m10", "m11", "m12"]
-SETTINGS = ["size", "faces", "landmarks"]
-COLUMNS = ["source", "output", "status", "face", *BOX, *MATRIX, *SETTINGS]
 
 
 def align_file(source, stem, args, models):
@@ -37,7 +33,7 @@ def align_file(source, stem, args, models):
     found = []
 
     def row(status, **cells):
-        cells |= {name: getattr(args, name) for name in SETTINGS}
+        cells |= {name: getattr(args, name) for name in photos.SETTINGS}
         return dict(source=source, status=" ".join(status.split()), found=len(found)) | cells
 
     def detector(pixels, times):  # tells of the faces that are not taken, too
@@ -61,7 +57,7 @@ def align_file(source, stem, args, models):
         if too_long(Path(args.output, output)):
             return [row("unreadable: file name too long for a crop's")]
         corners = [box.left(), box.top(), box.right(), box.bottom()]
-        places = dict(zip(BOX + MATRIX, corners + matrix.ravel().tolist(), strict=True))
+        places = dict(zip(photos.BOX + photos.MATRIX, corners + matrix.ravel().tolist(), strict=True))
         rows.append(row("aligned", output=output, face=number, crop=png(crop), **places))
     return rows
 
@@ -128,7 +124,7 @@ def find_photos(inputs, output):
     OUTPUT's own files are left out where it lies inside an INPUT. Raises UserError if an INPUT is missing or lies in
     OUTPUT, where a crop might take its place, and if there is no photo.
     """
-    output, photos = Path(os.path.realpath(output)), {}
+    output, found = Path(os.path.realpath(output)), {}
     for name in map(Path, inputs):
         place = Path(os.path.realpath(name))  # Path.resolve raises RuntimeError on a loop of links
         if not name.exists():
@@ -136,29 +132,29 @@ def find_photos(inputs, output):
         if place == output or output in place.parents:
             raise cli.UserError(f"INPUT {name}: lies in OUTPUT, where crops go; choose an OUTPUT apart from it")
         if not name.is_dir():
-            photos.setdefault(os.path.abspath(name), name.name)
+            found.setdefault(os.path.abspath(name), name.name)
             continue
         own = name / output.relative_to(place) if place in output.parents else None
-        found = [path for path in utils.find_images(name) if own not in path.parents]
-        if not found and len(inputs) > 1:
+        inside = [path for path in utils.find_images(name) if own not in path.parents]
+        if not inside and len(inputs) > 1:
             print(f"skipped {name}: a folder without images", file=sys.stderr)
-        for path in found:
-            photos.setdefault(os.path.abspath(path), path.relative_to(name).as_posix())
-    if not photos:
+        for path in inside:
+            found.setdefault(os.path.abspath(path), path.relative_to(name).as_posix())
+    if not found:
         suffixes = ", ".join(sorted(utils.IMAGE_SUFFIXES))
         raise cli.UserError(f"INPUT {inputs[0]}{' ...' if inputs[1:] else ''}: no photo there ({suffixes})")
-    return photos
+    return found
 
 
-def name_crops(photos):
+def name_crops(sources):
     """Choose for each photo the name, path without suffix, of its crop in OUTPUT: a dict from source to name.
 
     The photo's own without its suffix (a.jpg: a); photos that would share one keep their suffix (a.jpg, a.png). Upper
     and lower case are one, as they are on some disks. Raises UserError for photos that would share even that.
     """
-    users = collections.Counter(os.path.splitext(mirrored)[0].casefold() for mirrored in photos.values())
+    users = collections.Counter(os.path.splitext(mirrored)[0].casefold() for mirrored in sources.values())
     names = {}
-    for source, mirrored in photos.items():
+    for source, mirrored in sources.items():
         stem = os.path.splitext(mirrored)[0]
         names[source] = stem if users[stem.casefold()] == 1 else mirrored
     owners = {}
@@ -179,56 +175,18 @@ def crop_name(row):
     return re.sub(r"_\d+\.png$" if row["faces"] == "all" else r"\.png$", "", row["output"])
 
 
-def read_record(path):
-    """Read align.csv: a dict from source to its rows, the latest word on it.
-
-    Raises UserError on any other file, on a link, and on a record of crops that lie elsewhere.
-    """
-    records = {}
-    try:
-        utils.inside(path.parent, path.name)
-        with open(path, **utils.TABLE) as file:
-            reader = csv.DictReader(file)
-            if reader.fieldnames != COLUMNS:
-                raise ValueError("other columns")
-            for row in reader:
-                if row["landmarks"] not in faces.LANDMARKS:  # the last column: a row cut short, as by a full disk
-                    continue
-                if None in row or not re.fullmatch(r"([^\0]*\.png)?", row["output"]):
-                    raise ValueError(f"an odd row, of {row['source']}")
-                if row["output"]:
-                    utils.inside(path.parent, row["output"])
-                if row["face"] in ("", "0"):
-                    records[row["source"]] = []
-                records.setdefault(row["source"], []).append(row)
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError, csv.Error, cli.UserError) as error:
-        raise cli.UserError(f"{path}: not a record of align.py's ({error}); choose another OUTPUT") from error
-    return records
-
-
-def write_record(path, records):
-    """Write align.csv anew, sorted by source, so that a crash leaves the old one or the new one."""
-    with utils.writing(path, "x", **utils.TABLE) as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        for source in sorted(records):
-            writer.writerows(records[source])
-
-
-def plan(photos, records, output, args):
+def plan(sources, records, output, args):
     """What is to do: a dict from source to the name of its crops. Photos aligned before are done, and keep their names.
 
     Raises UserError if OUTPUT holds crops of other settings, or a link or a file of another origin in a crop's place.
     """
     present = {path.relative_to(output).as_posix() for path in output.rglob("*.png")}
     done = {s for s, rows in records.items() if all(row["output"] in present for row in rows)}
-    names = name_crops(photos)
+    names = name_crops(sources)
     names |= {source: crop_name(rows[0]) for source, rows in records.items() if source in names and rows[0]["output"]}
     todo = {source: name for source, name in names.items() if args.overwrite or source not in done}
     for row in itertools.chain.from_iterable(records[source] for source in done - todo.keys()):
-        for setting in SETTINGS:
+        for setting in photos.SETTINGS:
             if row[setting] != str(getattr(args, setting)):
                 raise cli.UserError(
                     f"--{setting} {getattr(args, setting)}: OUTPUT {output} holds crops of --{setting} {row[setting]}; "
@@ -259,7 +217,7 @@ def store(output, rows, old):
                 (output / row["output"]).unlink(missing_ok=True)
     # first the record, then the crop: a crop without a row would be taken for a stranger's
     with utils.naming(output / "align.csv"), open(output / "align.csv", "a", **utils.TABLE) as file:
-        csv.DictWriter(file, COLUMNS, extrasaction="ignore").writerows(rows)
+        csv.DictWriter(file, photos.COLUMNS, extrasaction="ignore").writerows(rows)
     for name, crop in crops.items():
         with utils.naming(output / name):
             (output / name).parent.mkdir(parents=True, exist_ok=True)
@@ -270,17 +228,17 @@ def store(output, rows, old):
 def align(args):
     """Align the photos of INPUT to OUTPUT, and say what became of them; returns the exit status."""
     output = Path(args.output)
-    photos = find_photos(args.inputs, output)
+    sources = find_photos(args.inputs, output)
     if args.predictor:
         faces.load_models(args.predictor)  # a bad one is better told of before the work begins
     args.predictor = args.predictor or faces.find_predictor()
     utils.make_directory(output, "OUTPUT")
-    records = read_record(output / "align.csv")
-    todo = plan(photos, records, output, args)
-    counts = collections.Counter({"already done": len(photos) - len(todo)})
+    records = photos.read_record(output / "align.csv")
+    todo = plan(sources, records, output, args)
+    counts = collections.Counter({"already done": len(sources) - len(todo)})
     for draft in output.rglob(".[0-9]*.draft"):  # of a run that was killed
         draft.unlink()
-    write_record(output / "align.csv", records)
+    photos.write_record(output / "align.csv", records)
 
     args.workers = max(1, min(args.workers, len(todo)))
     with cli.deferred_signals() as received:
@@ -298,11 +256,11 @@ def align(args):
                         f"{source}: took the largest of {found} faces; --faces all takes them all", file=sys.stderr
                     )
                 bar.update()
-    write_record(output / "align.csv", read_record(output / "align.csv"))
+    photos.write_record(output / "align.csv", photos.read_record(output / "align.csv"))
 
     kinds = ["already done", "no face", "several faces", "unreadable"]
     summary = ", ".join(f"{counts[kind]} {kind}" for kind in kinds)
-    print(f"{output}: {counts['faces']} faces aligned in {counts['aligned']} of {len(photos)} photos, {summary}")
+    print(f"{output}: {counts['faces']} faces aligned in {counts['aligned']} of {len(sources)} photos, {summary}")
     if received:
         print(f"stopped; the same command {'starts again' if args.overwrite else 'goes on from there'}")
         return 128 + received[0]

@@ -24,6 +24,11 @@ NOISE = 1, 20
 NEIGHBOURHOOD = 7  # pixels each way, chosen, as are all numbers here, with faces of 64 pixels
 # what the axes leave: errors of pixels that far apart correlate by 1/e, and so much of their variance is of one alone
 RANGE, NUGGET = 2.5, 0.1
+EXACT = 2**16  # unknown pixels that `harmonic` solves for exactly
+CORRECTIONS = 60
+MARGIN = 32  # pixels of a photo that are looked at around its hole
+INPAINTED = 2**14  # pixels of a hole that OpenCV inpaints at once
+SQUARE, CLEAN = 8, 0.7  # pixels of a side, grey levels: where grain is measured, and what is too little to see
 
 
 class Covariance(NamedTuple):
@@ -203,32 +208,185 @@ def poisson(image, generated, mask):
     between neighbours that `generated` has; known pixels stay as they are, and what `image` holds under the hole is
     not read. Where nothing is known the result is `generated`.
     """
-    hidden = mask[..., 0] == 0
-    if hidden.all() or not hidden.any():
-        return generated.copy() if hidden.all() else image.copy()
-    index = np.full(hidden.shape, -1)
-    index[hidden] = np.arange(hidden.sum())
-    result = np.where(hidden[..., None], generated, image).astype(np.float64)
-    generated = generated.astype(np.float64)
-    # one row for each pair of neighbours, p and q, of which at least one is hidden
-    rows, columns, values, differences = [], [], [], []
-    count = 0
+    known = mask > 0
+    if not known.any():
+        return generated.copy()
+    error = np.where(known, image, generated).astype(np.float64) - generated
+    correction = harmonic(error, ~known[..., 0], known[..., 0])
+    return np.where(known, image, generated + correction).astype(np.float32)
+
+
+def harmonic(values, unknown, known, exact=EXACT):
+    """The smoothest continuation of `values`, float64 (H, W, C), from where they are `known` to where `unknown`.
+
+    Both are boolean (H, W); a pixel that is neither has no say. In the hole each pixel becomes the mean of its
+    neighbours (Laplace's equation; Perez et al. 2003, equation 4), and 0 where nothing known can be reached. Up to
+    `exact` unknown pixels are solved for exactly. More start from the solution at half the resolution, followed by
+    `CORRECTIONS` steps of conjugate gradients (cascadic multigrid, Bornemann and Deuflhard 1996).
+    """
+    count, result = int(unknown.sum()), values.copy()
+    if not count:
+        return result
+    index = np.full(unknown.shape, -1)
+    index[unknown] = np.arange(count)
+    degree, target, pairs = np.full(count, 1e-9), np.zeros((count, values.shape[-1])), []
     for p, q in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
-        pair = hidden[p] | hidden[q]
-        difference = (generated[p] - generated[q])[pair]
-        number = count + np.arange(pair.sum())
-        count += pair.sum()
-        for side, sign in ((p, 1.0), (q, -1.0)):
-            inside = hidden[side][pair]
-            rows.append(number[inside])
-            columns.append(index[side][pair][inside])
-            values.append(np.full(inside.sum(), sign))
-            difference[~inside] -= sign * result[side][pair][~inside]
-        differences.append(difference)
-    shape = count, int(hidden.sum())
-    gradient = scipy.sparse.csr_array(
-        (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))), shape=shape
-    )
-    target = gradient.T @ np.concatenate(differences)
-    result[hidden] = scipy.sparse.linalg.splu((gradient.T @ gradient).tocsc()).solve(target)
-    return result.astype(np.float32)
+        both = unknown[p] & unknown[q]
+        pairs.append((index[p][both], index[q][both]))
+        for here, there in ((p, q), (q, p)):
+            degree += np.bincount(index[here][unknown[here] & (unknown | known)[there]], minlength=count)
+            border = unknown[here] & known[there]
+            np.add.at(target, index[here][border], values[there][border])
+    rows, columns = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    links = scipy.sparse.coo_array((np.ones(len(rows)), (rows, columns)), (count, count)).tocsr()
+    matrix = scipy.sparse.diags_array(degree).tocsr() - links - links.T
+    if count <= exact:
+        result[unknown] = scipy.sparse.linalg.splu(matrix.tocsc()).solve(target)
+        return result
+    unknown_half, known_half = (halve(x[..., None])[..., 0] for x in (unknown, known))
+    means = halve(np.where(known[..., None], values, 0.0)) / np.where(known_half > 0, known_half, 1)[..., None]
+    coarse = harmonic(means, (unknown_half > 0) & (known_half == 0), known_half > 0, exact)
+    start = enlarge(coarse, unknown_half + known_half > 0, unknown.shape)[unknown]
+    for channel in range(values.shape[-1]):
+        found, _ = scipy.sparse.linalg.cg(matrix, target[:, channel], start[:, channel], rtol=0, maxiter=CORRECTIONS)
+        result[unknown, channel] = found
+    return result
+
+
+def halve(values):
+    """The means of blocks of 2 x 2 pixels of (H, W, C), with zeros where an odd side ends: float64."""
+    padded = np.pad(values.astype(np.float64), [(0, side % 2) for side in values.shape[:2]] + [(0, 0)])
+    return utils.block_means(padded[None], 2)[0]
+
+
+def enlarge(values, valid, shape):
+    """(H, W, C) to twice the size, cut to `shape` (H, W), by linear interpolation among what is `valid` alone."""
+    import cv2
+
+    size = 2 * values.shape[1], 2 * values.shape[0]
+    weights = cv2.resize(valid.astype(np.float64), size)[..., None]
+    sums = cv2.resize(np.where(valid[..., None], values, 0.0), size).reshape(*weights.shape[:2], -1)
+    return (sums / np.maximum(weights, 1e-12))[: shape[0], : shape[1]]
+
+
+def into_photo(photo, hidden, crops, matrices, seed=0):
+    """Fill the hole of a whole photo from its completed faces, and what lies in none of them by inpainting.
+
+    photo: uint8 (H, W, C); what it holds where boolean (H, W) `hidden` has no say, and nothing else changes. crops:
+    completed faces, uint8 (size, size, C) each; matrices: (2, 3), from photo to crop pixels (x, y, 1). Where faces
+    overlap, a pixel comes from the one in whose middle it lies most. Each is enlarged to the photo's resolution, joined
+    without a seam (`harmonic`), and gets the grain of the photo (`seed` decides it). Returns the photo, and how
+    many pixels of the hole lie in no face.
+    """
+    result = photo.copy()
+    left = hidden.copy()
+    if hidden.any():
+        part = surrounding(hidden, MARGIN)  # all work is done in the part of the photo around the hole
+        filled, rest = photo[part].astype(np.float64), hidden[part].copy()
+        owners = owner_of_pixels(rest, [shifted(matrix, part) for matrix in matrices], [len(crop) for crop in crops])
+        for number, (crop, matrix) in enumerate(zip(crops, matrices, strict=True)):
+            own = rest & (owners == number)
+            if not own.any():
+                continue
+            face = enlarged(crop, shifted(matrix, part), rest.shape)
+            error = np.where(rest[..., None], 0.0, filled - face)
+            correction = harmonic(error, own, ~rest)
+            filled[own] = (face + correction)[own]
+            rest &= ~own
+        left[part] = rest
+        filled = inpainted(filled, rest)
+        filled[hidden[part]] += grain(photo[part], hidden[part], seed)[hidden[part]]
+        result[part][hidden[part]] = np.clip(filled.round(), 0, 255).astype(np.uint8)[hidden[part]]
+    return result, int(left.sum())
+
+
+def surrounding(hidden, margin):
+    """The slices of the smallest rectangle that holds all of boolean (H, W) `hidden` and `margin` pixels around it."""
+    spans = [np.flatnonzero(hidden.any(axis)) for axis in (1, 0)]
+    return tuple(slice(max(0, span[0] - margin), span[-1] + 1 + margin) for span in spans)
+
+
+def shifted(matrix, part):
+    """A (2, 3) matrix from pixels of a photo as one from pixels of a `part` of it, two slices."""
+    offset = np.array([part[1].start, part[0].start])
+    return np.column_stack([matrix[:, :2], matrix[:, :2] @ offset + matrix[:, 2]])
+
+
+def owner_of_pixels(hidden, matrices, sizes):
+    """Which face each hidden pixel is filled from, (H, W): a number, or -1 where none reaches."""
+    y, x = np.nonzero(hidden)
+    owner, nearest = np.full(len(x), -1), np.full(len(x), 1.0)
+    for number, (matrix, size) in enumerate(zip(matrices, sizes, strict=True)):
+        place = np.stack([x, y], -1) @ matrix[:, :2].T + matrix[:, 2]
+        distance = np.abs((place + 0.5) / size - 0.5).max(1) * 2  # 1 at the crop's border
+        owner[distance < nearest] = number
+        nearest = np.minimum(nearest, distance)
+    owners = np.full(hidden.shape, -1)
+    owners[y, x] = owner
+    return owners
+
+
+def enlarged(crop, matrix, shape):
+    """A crop (size, size, C) where it lies in a photo of `shape` (H, W): float64 (H, W, C), repeated at its borders."""
+    import cv2
+
+    shrink = abs(np.linalg.det(matrix[:, :2])) ** 0.5  # crop pixels for each of the photo's
+    crop = crop.astype(np.float32)
+    if shrink > 1:
+        crop = scipy.ndimage.gaussian_filter(crop, (shrink / 2, shrink / 2, 0))
+    options = dict(flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)
+    return cv2.warpAffine(crop, matrix, shape[::-1], **options).reshape(*shape, -1).astype(np.float64)
+
+
+def inpainted(pixels, hidden):
+    """float64 (H, W, C) with what is `hidden` inpainted after Telea, at a lower resolution where it is large."""
+    import cv2
+
+    if not hidden.any() or hidden.all():
+        return pixels
+    shrink = max(1, round((hidden.sum() / INPAINTED) ** 0.5))
+    size = [-(-side // shrink) for side in hidden.shape]
+    padding = [(0, shrink * s - side) for s, side in zip(size, hidden.shape, strict=True)] + [(0, 0)]
+    known = np.pad(~hidden[..., None], padding).astype(np.float64)
+    shares = utils.block_means(known[None], shrink)[0]
+    sums = utils.block_means((np.pad(pixels, padding) * known)[None], shrink)[0]
+    small = np.clip(sums / np.maximum(shares, 1e-6), 0, 255).round().astype(np.uint8)
+    filled = cv2.inpaint(small, (shares[..., 0] < 0.5).astype(np.uint8), 3, cv2.INPAINT_TELEA)
+    large = cv2.resize(filled, hidden.shape[::-1], interpolation=cv2.INTER_LINEAR).reshape(*hidden.shape, -1)
+    large = large + harmonic(np.where(hidden[..., None], 0.0, pixels - large), hidden, ~hidden)
+    return np.where(hidden[..., None], large, pixels)
+
+
+def grain(photo, hidden, seed):
+    """Noise like that of a photo around its hole: float64 (H, W, C), zeros where the photo is clean.
+
+    What is beyond a curve of light is measured in squares of 8 x 8 known pixels; the flattest quarter of them shows
+    noise and little else. Noise of that strength, and as alike between neighbours and
+    channels, is drawn.
+    """
+    known = [s - s % SQUARE for s in hidden.shape]
+    squares = photo[: known[0], : known[1]].astype(np.float64)
+    squares = squares.reshape(known[0] // SQUARE, SQUARE, known[1] // SQUARE, SQUARE, -1).swapaxes(1, 2)
+    squares = squares.reshape(-1, SQUARE, SQUARE, photo.shape[2])
+    whole = ~hidden[: known[0], : known[1]].reshape(known[0] // SQUARE, SQUARE, -1, SQUARE).any((1, 3)).ravel()
+    clipped = ((squares <= 2) | (squares >= 253)).any((1, 2, 3))
+    squares = squares[whole & ~clipped]
+    if len(squares) < 4:
+        return np.zeros(photo.shape)
+    y, x = np.indices((SQUARE, SQUARE)).reshape(2, -1)
+    curves = np.linalg.qr(np.stack([x**0, x, y, x * x, x * y, y * y], 1).astype(np.float64))[0]
+    noise = squares.reshape(len(squares), -1, photo.shape[2])
+    noise = noise - curves @ (curves.T @ noise)
+    strengths = (noise**2).mean((1, 2))
+    noise = noise[strengths <= np.quantile(strengths, 0.25)]
+    covariance = np.einsum("npc,npd->cd", noise, noise) / len(noise) / (SQUARE**2 - 6)
+    if np.trace(covariance) / len(covariance) < CLEAN**2:
+        return np.zeros(photo.shape)
+    noise = noise.reshape(-1, SQUARE, SQUARE, photo.shape[2])
+    alike = [(noise[:, 1:] * noise[:, :-1]).mean(), (noise[:, :, 1:] * noise[:, :, :-1]).mean()]
+    alike = np.clip(np.mean(alike) / (noise**2).mean(), 0, 0.6)  # of neighbours; those of white noise are not
+    side = (1 - np.sqrt(1 - 2 * alike**2)) / (2 * alike) if alike > 1e-3 else 0  # [side, 1, side] makes it so
+    drawn = np.random.default_rng(seed).standard_normal(photo.shape)
+    for axis in (0, 1):
+        drawn = scipy.ndimage.convolve1d(drawn, np.array([side, 1, side]) / np.sqrt(1 + 2 * side**2), axis)
+    return drawn @ np.linalg.cholesky(covariance + 1e-9 * np.eye(len(covariance))).T

@@ -218,7 +218,7 @@ def complete(args):
     start = f"an encoder of step {model.encoder.step}" if model.encoder else "candidates"
     print(f"start: {start}; blending: {model.blend}")
 
-    zs, rows = [], []
+    zs, rows, completed = [], [], [[] for _ in range(args.samples)]
     with ops.memory_and_disk("--batchSize, --log_dir"):
         for start in range(0, len(images.paths), args.batchSize):
             part = slice(start, start + args.batchSize)
@@ -231,6 +231,7 @@ def complete(args):
                 suffix = f"_{sample}" if args.samples > 1 else ""
                 rows += write_results(batch, suffix, last, final, out_dir, model.blend != "none")
                 finals.append(final)
+                completed[sample] += list(utils.to_uint8(final))
                 zs.append(last.z)
             if args.samples > 1:
                 views = {"masked": batch.holes.show(utils.to_float(batch.pixels))}
@@ -239,6 +240,7 @@ def complete(args):
 
     with utils.writing(out_dir / "z.npy") as file:
         np.save(file, np.concatenate(zs))
+    mend_photos(images, completed, out_dir, args.seed)
     means = metrics.write(out_dir / "metrics.csv", rows)
     result = "plain" if model.blend == "none" else "blended"
     quality = f"contextual loss {means['contextual']:.0f}"
@@ -246,6 +248,17 @@ def complete(args):
         psnr, ssim, sharpness = (means[f"{result}_{name}_hole"] for name in ("psnr", "ssim", "sharpness"))
         quality = f"in the hole PSNR {psnr:.2f} dB, SSIM {ssim:.3f}, sharpness {sharpness:.2f}"
     print(f"{out_dir / 'final'}: {len(rows)} completed; mean {quality}; each in {out_dir / 'metrics.csv'}")
+
+
+def mend_photos(images, completed, out_dir, seed):
+    """Put the completed crops of each sample, lists of uint8 pictures, back into the photos that they come from."""
+    import photos
+
+    for sample, crops in enumerate(completed if images.holes.kind not in ("lowres", "full") else ()):
+        folder = out_dir / (f"photos_{sample}" if completed[1:] else "photos")
+        count, outside = photos.mend(folder, images.paths, images.holes.kind, images.holes.masks, crops, seed + sample)
+        if count:
+            print(f"{folder}: {count} mended; {outside:.0%} of the holes lie beside the faces, and are inpainted")
 
 
 def load(args, directory):

@@ -21,6 +21,7 @@ from test_faces import ASTRONAUT, NOISE, PORTRAIT, crops, read, record, run
 
 import align
 import faces
+import photos
 import utils
 
 models, aligned = test_faces.models, test_faces.aligned
@@ -173,14 +174,14 @@ def test_a_killed_worker_is_one_line(tmp_path, save_image):
                 worker.kill()
 
 
-def photos(*names):
+def named(*names):
     """As find_photos gives them: from /PATH to what is mirrored, the last of a/b."""
     return {f"/{name}": name.partition("/")[2] for name in names}
 
 
 def test_names_of_crops():
-    assert align.name_crops(photos("x/a.jpg", "x/s/b.c.png")) == {"/x/a.jpg": "a", "/x/s/b.c.png": "s/b.c"}
-    crowd = photos("x/a.jpg", "x/a.png", "x/A.webp", "y/b.png")
+    assert align.name_crops(named("x/a.jpg", "x/s/b.c.png")) == {"/x/a.jpg": "a", "/x/s/b.c.png": "s/b.c"}
+    crowd = named("x/a.jpg", "x/a.png", "x/A.webp", "y/b.png")
     names = align.name_crops(crowd)
     assert names == {"/x/a.jpg": "a.jpg", "/x/a.png": "a.png", "/x/A.webp": "A.webp", "/y/b.png": "b"}
     assert align.name_crops(dict(reversed(crowd.items()))) == names
@@ -222,19 +223,19 @@ def test_record_cut_short(tmp_path):
         s: [dict(source=s, output=f"{s}_{i}.png", face=i, faces="all", landmarks="outerEyesAndNose") for i in (0, 1)]
         for s in ("q", "p\n,\udce9")  # a name that is not UTF-8
     }
-    align.write_record(tmp_path / "align.csv", rows)
-    read = align.read_record(tmp_path / "align.csv")
+    photos.write_record(tmp_path / "align.csv", rows)
+    read = photos.read_record(tmp_path / "align.csv")
     assert sorted(read) == sorted(rows) and all(len(rows) == 2 for rows in read.values())
     text = (tmp_path / "align.csv").read_bytes()
     # done anew, and the last row cut: the latest word counts, and what is whole
     (tmp_path / "align.csv").write_bytes(text + text.splitlines(keepends=True)[-2] + text.splitlines()[-1][:-5])
-    (row,) = align.read_record(tmp_path / "align.csv")["q"]
+    (row,) = photos.read_record(tmp_path / "align.csv")["q"]
     assert row["output"] == "q_0.png"
 
 
 def rewrite(folder, **cells):
     """Change cells of a record of one row by hand."""
-    align.write_record(folder / "align.csv", {"": [record(folder)[0] | cells]})
+    photos.write_record(folder / "align.csv", {"": [record(folder)[0] | cells]})
     return (folder / "align.csv").read_bytes()
 
 

@@ -16,8 +16,8 @@ import skimage.data
 from conftest import ROOT, run
 from PIL import Image
 
-import align
 import faces
+import photos
 import utils
 
 ASTRONAUT = skimage.data.astronaut()  # (512, 512, 3); her face, and below it what dlib takes for a second one
@@ -38,7 +38,7 @@ def record(output):
 
 
 def matrix_of(row):
-    return np.array([float(row[name]) for name in align.MATRIX]).reshape(2, 3)
+    return np.array([float(row[name]) for name in photos.MATRIX]).reshape(2, 3)
 
 
 def crops(output):
@@ -361,7 +361,7 @@ def test_the_record_leads_back_into_the_photo(aligned, models):
             "0",
         )
     (box,) = faces.find_faces(PORTRAIT, models[0], "only")
-    assert [int(rows["portrait.webp"][name]) for name in align.BOX] == [
+    assert [int(rows["portrait.webp"][name]) for name in photos.BOX] == [
         box.left(),
         box.top(),
         box.right(),

@@ -10,10 +10,10 @@ ROWS = [
     ["checkpoint", "dataset", "faces", "masks", "metrics", "ops", "utils"],
     ["model"],
     ["encoder"],
-    ["training", "search", "blend"],
+    ["training", "search", "blend", "photos"],
     ["align", "train-dcgan", "train-encoder", "complete", "sample", "export"],
 ]
-WITHOUT_TENSORFLOW = ["cli", "utils", "faces", "masks", "metrics", "blend", "align"]
+WITHOUT_TENSORFLOW = ["cli", "utils", "faces", "masks", "metrics", "blend", "photos", "align"]
 FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("tests/*.py"), *ROOT.glob("docs/*.py")])
 
 
