@@ -187,7 +187,7 @@ def test_names_of_crops():
     assert align.name_crops(dict(reversed(crowd.items()))) == names
     for pair in (("x/b.png", "y/b.png"), ("x/b.png", "y/B.png"), ("x/b.jpg", "x/b.jpg.png", "x/b.png")):
         with pytest.raises(cli.UserError, match="INPUT /.*would both be"):
-            align.name_crops(photos(*pair))
+            align.name_crops(named(*pair))
 
 
 def test_photos_of_one_name_are_all_kept(tmp_path, run_here, monkeypatch):
