@@ -70,19 +70,23 @@ class Origin(NamedTuple):
 def origins(paths):
     """Where crops come from: a dict from those of `paths` that an align.csv in a folder above tells of to `Origin`.
 
-    Raises UserError, naming the record, if it holds a matrix that is none.
+    A record that can't be used, or a row of it, is told of, and its crops have no origin.
     """
     found, records = {}, {}
     for path in paths:
         folder = next((folder for folder in path.absolute().parents if (folder / RECORD).is_file()), None)
         if folder is None:
             continue
-        if folder not in records:
-            rows = read_record(folder / RECORD).values()
-            records[folder] = {row["output"]: row for some in rows for row in some if row["output"]}
-        row = records[folder].get(path.absolute().relative_to(folder).as_posix())
-        if row:
-            found[path] = origin(row, folder / RECORD)
+        try:
+            if folder not in records:
+                records[folder] = {}
+                rows = read_record(folder / RECORD).values()
+                records[folder] = {row["output"]: row for some in rows for row in some if row["output"]}
+            row = records[folder].get(path.absolute().relative_to(folder).as_posix())
+            if row:
+                found[path] = origin(row, folder / RECORD)
+        except cli.UserError as error:
+            print(f"photos are not mended: {error}", file=sys.stderr)
     return found
 
 

@@ -2,8 +2,6 @@
 
 import csv
 
-import cli
-
 import cv2
 import numpy as np
 import pytest
@@ -182,8 +180,11 @@ def test_photos_that_are_gone_are_told_and_strangers_have_none(tmp_path, capsys)
     assert capsys.readouterr().err == f"skipped {tmp_path / 'gone.jpg'}: no such file\n"
     assert photos.mend(tmp_path / "out", [tmp_path / "other.png"], *arguments) == (0, 0)
     record(tmp_path, tmp_path / "gone.jpg", matrix=np.full((2, 3), np.nan))
-    with pytest.raises(cli.UserError, match="run align.py again"):
-        photos.origins([tmp_path / "face.png"])
+    assert photos.origins([tmp_path / "face.png"]) == {}
+    assert "align.csv: of" in (told := capsys.readouterr().err) and "run align.py again" in told
+    (tmp_path / photos.RECORD).write_text("something else")
+    assert photos.origins([tmp_path / "face.png"] * 2) == {}
+    assert capsys.readouterr().err.count("not a record of align.py's") == 1
 
 
 def test_complete_mends_the_photos_of_its_images(trained, tmp_path):
