@@ -8,6 +8,7 @@ demo: .venv/photos
 	.venv/bin/python align.py "$${PHOTOS:-.venv/photos}" $(DEMO)/aligned
 	.venv/bin/python complete.py $(DEMO)/aligned --checkpointDir checkpoints/faces-64 --batchSize 1000 \
 		--outDir $(DEMO)/completed --log_dir $(DEMO)/logs
+	@echo "the photos with the completed faces:   $(DEMO)/completed/photos"
 	@echo "the completed faces:                   $(DEMO)/completed/final"
 	@echo "the faces, the hole and what fills it: $(DEMO)/completed/summary.png"
 	@echo "the search as a film:                  $(DEMO)/completed/completion.gif"
