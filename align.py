@@ -216,7 +216,7 @@ def store(output, rows, old):
             with utils.naming(output / row["output"]):
                 (output / row["output"]).unlink(missing_ok=True)
     # first the record, then the crop: a crop without a row would be taken for a stranger's
-    with utils.naming(output / "align.csv"), open(output / "align.csv", "a", **utils.TABLE) as file:
+    with utils.naming(output / photos.RECORD), open(output / photos.RECORD, "a", **utils.TABLE) as file:
         csv.DictWriter(file, photos.COLUMNS, extrasaction="ignore").writerows(rows)
     for name, crop in crops.items():
         with utils.naming(output / name):
@@ -233,12 +233,12 @@ def align(args):
         faces.load_models(args.predictor)  # a bad one is better told of before the work begins
     args.predictor = args.predictor or faces.find_predictor()
     utils.make_directory(output, "OUTPUT")
-    records = photos.read_record(output / "align.csv")
+    records = photos.read_record(output / photos.RECORD)
     todo = plan(sources, records, output, args)
     counts = collections.Counter({"already done": len(sources) - len(todo)})
     for draft in output.rglob(".[0-9]*.draft"):  # of a run that was killed
         draft.unlink()
-    photos.write_record(output / "align.csv", records)
+    photos.write_record(output / photos.RECORD, records)
 
     args.workers = max(1, min(args.workers, len(todo)))
     with cli.deferred_signals() as received:
@@ -256,7 +256,7 @@ def align(args):
                         f"{source}: took the largest of {found} faces; --faces all takes them all", file=sys.stderr
                     )
                 bar.update()
-    photos.write_record(output / "align.csv", photos.read_record(output / "align.csv"))
+    photos.write_record(output / photos.RECORD, photos.read_record(output / photos.RECORD))
 
     kinds = ["already done", "no face", "several faces", "unreadable"]
     summary = ", ".join(f"{counts[kind]} {kind}" for kind in kinds)

@@ -110,16 +110,16 @@ def gaussian(images, generated, masks, covariance, detail=DETAIL, pool=1, noise=
     """
     shape = generated.shape[1:]
     mean, axes = covariance.mean.reshape(shape), covariance.axes.astype(np.float32)
-    result, last, predict = [], None, None
+    result, last, predict, unsure = [], None, None, 1
     for image, face, mask in zip(images, generated, masks, strict=True):
         if pool == 1 and not mask.any():
             result.append(face)
             continue
         if last is None or not np.array_equal(mask, last):
             last, predict = mask, predictor(axes, covariance, mask, shape, pool, noise)
+            unsure = 1 - surroundings(mask) if pool == 1 else 1
         probable = mean + predict(image - mean)
         beyond = face - mean - predict(face - mean)
-        unsure = 1 - surroundings(mask) if pool == 1 else 1
         result.append(probable + detail * unsure * beyond)
     return np.stack(result).astype(np.float32)
 
@@ -243,8 +243,8 @@ def harmonic(values, unknown, known, exact=EXACT):
     if count <= exact:
         result[unknown] = scipy.sparse.linalg.splu(matrix.tocsc()).solve(target)
         return result
-    unknown_half, known_half = (halve(x[..., None])[..., 0] for x in (unknown, known))
-    means = halve(np.where(known[..., None], values, 0.0)) / np.where(known_half > 0, known_half, 1)[..., None]
+    unknown_half, known_half = (shrunk(x[..., None], 2)[..., 0] for x in (unknown, known))
+    means = shrunk(np.where(known[..., None], values, 0.0), 2) / np.where(known_half > 0, known_half, 1)[..., None]
     coarse = harmonic(means, (unknown_half > 0) & (known_half == 0), known_half > 0, exact)
     start = enlarge(coarse, unknown_half + known_half > 0, unknown.shape)[unknown]
     for channel in range(values.shape[-1]):
@@ -253,10 +253,10 @@ def harmonic(values, unknown, known, exact=EXACT):
     return result
 
 
-def halve(values):
-    """The means of blocks of 2 x 2 pixels of (H, W, C), with zeros where an odd side ends: float64."""
-    padded = np.pad(values.astype(np.float64), [(0, side % 2) for side in values.shape[:2]] + [(0, 0)])
-    return utils.block_means(padded[None], 2)[0]
+def shrunk(values, side):
+    """The means of blocks of `side` x `side` pixels of (H, W, C), zeros where the last ones are not whole: float64."""
+    padded = np.pad(values.astype(np.float64), [(0, -length % side) for length in values.shape[:2]] + [(0, 0)])
+    return utils.block_means(padded[None], side)[0]
 
 
 def enlarge(values, valid, shape):
@@ -345,11 +345,7 @@ def inpainted(pixels, hidden):
     if not hidden.any() or hidden.all():
         return pixels
     shrink = max(1, round((hidden.sum() / INPAINTED) ** 0.5))
-    size = [-(-side // shrink) for side in hidden.shape]
-    padding = [(0, shrink * s - side) for s, side in zip(size, hidden.shape, strict=True)] + [(0, 0)]
-    known = np.pad(~hidden[..., None], padding).astype(np.float64)
-    shares = utils.block_means(known[None], shrink)[0]
-    sums = utils.block_means((np.pad(pixels, padding) * known)[None], shrink)[0]
+    shares, sums = (shrunk(values, shrink) for values in (~hidden[..., None], pixels * ~hidden[..., None]))
     small = np.clip(sums / np.maximum(shares, 1e-6), 0, 255).round().astype(np.uint8)
     filled = cv2.inpaint(small, (shares[..., 0] < 0.5).astype(np.uint8), 3, cv2.INPAINT_TELEA)
     large = cv2.resize(filled, hidden.shape[::-1], interpolation=cv2.INTER_LINEAR).reshape(*hidden.shape, -1)
@@ -361,14 +357,13 @@ def grain(photo, hidden, seed):
     """Noise like that of a photo around its hole: float64 (H, W, C), zeros where the photo is clean.
 
     What is beyond a curve of light is measured in squares of 8 x 8 known pixels; the flattest quarter of them shows
-    noise and little else. Noise of that strength, and as alike between neighbours and
-    channels, is drawn.
+    noise and little else. Noise of that strength, and as alike between neighbours and channels, is drawn.
     """
-    known = [s - s % SQUARE for s in hidden.shape]
-    squares = photo[: known[0], : known[1]].astype(np.float64)
-    squares = squares.reshape(known[0] // SQUARE, SQUARE, known[1] // SQUARE, SQUARE, -1).swapaxes(1, 2)
+    height, width = (side - side % SQUARE for side in hidden.shape)
+    squares = photo[:height, :width].astype(np.float64)
+    squares = squares.reshape(height // SQUARE, SQUARE, width // SQUARE, SQUARE, -1).swapaxes(1, 2)
     squares = squares.reshape(-1, SQUARE, SQUARE, photo.shape[2])
-    whole = ~hidden[: known[0], : known[1]].reshape(known[0] // SQUARE, SQUARE, -1, SQUARE).any((1, 3)).ravel()
+    whole = ~hidden[:height, :width].reshape(height // SQUARE, SQUARE, -1, SQUARE).any((1, 3)).ravel()
     clipped = ((squares <= 2) | (squares >= 253)).any((1, 2, 3))
     squares = squares[whole & ~clipped]
     if len(squares) < 4:

@@ -71,11 +71,7 @@ def parse_args():
 
     add = parser.add_argument_group("the search for z").add_argument
     add("--approach", choices=["momentum", "adam", "hmc"], help="update rule (momentum)")
-    add(
-        "--start",
-        choices=["encoder", "candidates"],
-        help="first z (encoder where there is one, but for hmc)",
-    )
+    add("--start", choices=["encoder", "candidates"], help="first z (encoder where there is one, but for hmc)")
     add("--prior", type=cli.number(float, 0, 10**6), metavar="MU", help="cost of leaving the encoder's guess (100)")
     add("--nIter", type=cli.number(int, 0, 10**9), metavar="N", help="iterations (from the encoder's z 20, else 200)")
     add("--lr", type=step, help="first step size (momentum: 3 / sum of weights, adam: 0.1; less from an encoder's z)")
@@ -131,6 +127,8 @@ def read_images(args, size, channels):
     The other files are reported, and those that are no aligned faces. Raises UserError if no file is left, or if they
     do not all get a hole.
     """
+    import photos
+
     paths, pixels, alphas, sides, unaligned, skipped = [], [], [], [], [], False
     chosen = args.maskType or (args.mask or args.maskDir) and "mask"
     for name in map(Path, args.imgs):
@@ -153,7 +151,7 @@ def read_images(args, size, channels):
             alphas.append(alpha)
             sides.append(min(image.size))
             if image.width != image.height or image.width > 2 * size:
-                unaligned += [path] * (not any((folder / "align.csv").exists() for folder in path.absolute().parents))
+                unaligned += [path] * (photos.record_above(path) is None)
     if not paths:
         why = "see above" if skipped else f"it holds none ({', '.join(sorted(utils.IMAGE_SUFFIXES))})"
         raise cli.UserError(f"IMAGE {args.imgs[0]}{' ...' if args.imgs[1:] else ''}: no image to complete; {why}")

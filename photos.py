@@ -59,6 +59,11 @@ def write_record(path, records):
             writer.writerows(records[source])
 
 
+def record_above(path):
+    """The nearest folder above a file that holds a record, or None."""
+    return next((folder for folder in Path(path).absolute().parents if (folder / RECORD).exists()), None)
+
+
 class Origin(NamedTuple):
     """Where a crop was cut out."""
 
@@ -74,7 +79,7 @@ def origins(paths):
     """
     found, records = {}, {}
     for path in paths:
-        folder = next((folder for folder in path.absolute().parents if (folder / RECORD).is_file()), None)
+        folder = record_above(path)
         if folder is None:
             continue
         try:
@@ -132,13 +137,13 @@ def put_back(path, source, kind, matrices, holes, completed, seed=0):
     """
     image = utils.open_image(source)
     hidden = hidden_in_photo(image, kind, matrices, holes)
-    grey = image.mode in ("1", "L", "LA", "La")
-    pixels = np.asarray(image.convert("L" if grey else "RGB")).reshape(*hidden.shape, -1)
-    crops = [
-        np.asarray(utils.to_picture(crop).convert("L" if grey else "RGB")).reshape(*crop.shape[:2], -1)
-        for crop in completed
-    ]
-    filled, outside = blend.into_photo(pixels, hidden, crops, matrices, seed)
+    mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+
+    def pixels(picture):
+        return np.asarray(picture.convert(mode)).reshape(picture.height, picture.width, -1)
+
+    crops = [pixels(utils.to_picture(crop)) for crop in completed]
+    filled, outside = blend.into_photo(pixels(image), hidden, crops, matrices, seed)
     kept = {"exif": image.getexif()}
     if image.mode not in ("CMYK", "YCbCr", "LAB", "HSV") and "icc_profile" in image.info:
         kept["icc_profile"] = image.info["icc_profile"]
