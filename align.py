@@ -3,6 +3,7 @@
 
 ./align.py data/mine/raw data/mine/aligned
 ./align.py holiday.jpg friends/ faces --faces all --size 128
+./align.py torn.jpg faces --mask torn-mask.png
 """
 
 import argparse
@@ -10,6 +11,7 @@ import collections
 import concurrent.futures
 import csv
 import errno
+import functools
 import itertools
 import multiprocessing
 import multiprocessing.resource_tracker
@@ -23,43 +25,61 @@ import cli
 
 from tqdm import tqdm
 
+import blend
+import checkpoint
 import faces
+import masks
 import photos
 import utils
 
+FACES = ["largest", "only", "all"]
 
-def align_file(source, stem, args, models):
-    """Align one file; returns its rows of the record, with the number of faces found, and each crop as a PNG file."""
-    found = []
+
+def align_file(source, stem, mask, args, models):
+    """Align one file; returns its rows of the record, with the number of faces found, and each crop as a PNG file.
+
+    mask: the mask image of the photo, or None.
+    """
+    found = 0
 
     def row(status, **cells):
         cells |= {name: getattr(args, name) for name in photos.SETTINGS}
-        return dict(source=source, status=" ".join(status.split()), found=len(found)) | cells
+        return dict(source=source, status=" ".join(status.split()), found=found, mask=mask) | cells
 
-    def detector(pixels, times):  # tells of the faces that are not taken, too
-        found[:] = models[0](pixels, times)
-        return found
-
+    settings = dict(size=args.size, landmarks=args.landmarks, faces=args.faces, upsample=args.upsample)
     try:
+        if args.maskDir and not mask:
+            raise cli.UserError(f"--maskDir {args.maskDir}: holds no mask named {Path(source).stem}")
         photo = utils.open_image(source)
-        results = faces.align_photo(photo, detector, models[1], args.size, args.landmarks, args.faces, args.upsample)
+        if mask or photo.has_transparency_data:
+            settings["covariance"] = covariance_of_faces()
+        results, found = faces.align_photo(photo, *models, mask=mask, points=args.points, **settings)
     except cli.UserError as error:
-        return [row(f"unreadable: {error.__cause__}")]
+        return [row(f"unreadable: {error.__cause__ if str(error).startswith(source) else error}")]
     except Exception as error:  # one odd photo, such as one too large for the memory, must not end the run
         return [row(f"unreadable: {type(error).__name__} {error}")]
     if not results:
         return [row("no face")]
-    if args.faces == "only" and len(results) > 1:
+    if args.faces == "only" and found > 1:
         return [row("several faces")]
     rows = []
-    for number, (box, matrix, crop) in enumerate(results):
+    for number, face in enumerate(results):
         output = output_of(stem, args, number)
         if too_long(Path(args.output, output)):
             return [row("unreadable: file name too long for a crop's")]
-        corners = [box.left(), box.top(), box.right(), box.bottom()]
-        places = dict(zip(photos.BOX + photos.MATRIX, corners + matrix.ravel().tolist(), strict=True))
-        rows.append(row("aligned", output=output, face=number, crop=png(crop), **places))
+        corners = [face.box.left(), face.box.top(), face.box.right(), face.box.bottom()]
+        places = dict(zip(photos.BOX + photos.MATRIX, corners + face.matrix.ravel().tolist(), strict=True))
+        rows.append(row("aligned", output=output, face=number, seen=face.seen, crop=png(face.crop), **places))
     return rows
+
+
+@functools.cache
+def covariance_of_faces():
+    """The `blend.Covariance` of the model that came with this code, which tells where hidden landmarks are, or None."""
+    if not checkpoint.holds_model(checkpoint.SHIPPED):
+        return None
+    architecture = checkpoint.read_config(checkpoint.SHIPPED)["architecture"]
+    return blend.load_covariance(checkpoint.SHIPPED, (architecture["image_size"], architecture["image_size"], 3))
 
 
 def too_long(path):
@@ -80,15 +100,15 @@ def png(pixels):
 
 
 def align_files(tasks, args):
-    """What a worker process does: `align_file` for each (source, stem) of a few; returns their rows, a list each."""
+    """What a worker process does: `align_file` for each task of a few; returns their rows, a list each."""
     import cv2
 
     cv2.setNumThreads(1)  # the photos are what is done in parallel
-    return [align_file(source, stem, args, faces.load_models(args.predictor)) for source, stem in tasks]
+    return [align_file(*task, args, faces.load_models(args.predictor)) for task in tasks]
 
 
 def in_parallel(tasks, args):
-    """Yield the rows of each of the (source, stem) in the iterator `tasks`, as `args.workers` processes get them done.
+    """Yield the rows of each (source, stem, mask) in the iterator `tasks`, as `args.workers` processes get them done.
 
     Only a few tasks are under way at any time, so that an end of `tasks` is the end soon after. Raises the UserError
     that a worker met, and one if a worker is killed.
@@ -110,7 +130,7 @@ def in_parallel(tasks, args):
                         worker.kill()  # they block the SIGTERM by which the pool would end them
                     raise cli.UserError(
                         "a worker process was killed: is there too little memory? --workers 1 needs less; or take away "
-                        f"the photo, one of {', '.join(source for some in waiting.values() for source, _ in some)}"
+                        f"the photo, one of {', '.join(source for some in waiting.values() for source, *_ in some)}"
                     ) from error
                 del waiting[future]
                 if some := list(itertools.islice(tasks, 4)):
@@ -175,10 +195,28 @@ def crop_name(row):
     return re.sub(r"_\d+\.png$" if row["faces"] == "all" else r"\.png$", "", row["output"])
 
 
-def plan(sources, records, output, args):
+def find_masks(sources, args):
+    """The mask images of photos: a dict from source to absolute path, without those that have none or several.
+
+    Raises UserError where --mask or --points is for another number of photos than one, or there is no --maskDir.
+    """
+    for flag in ("mask", "points"):
+        if getattr(args, flag) is not None and len(sources) != 1:
+            other = "; --maskDir takes a folder of masks" if flag == "mask" else ""
+            raise cli.UserError(f"--{flag}: is for one photo, and INPUT holds {len(sources)}{other}")
+    if args.mask:
+        masks.read_hidden(args.mask)  # a bad one is better told of before the work begins
+        return {source: os.path.abspath(args.mask) for source in sources}
+    named = masks.by_name(args.maskDir) if args.maskDir else {}
+    found = {source: named.get(Path(source).stem, []) for source in sources}
+    return {source: os.path.abspath(paths[0]) for source, paths in found.items() if len(paths) == 1}
+
+
+def plan(sources, records, output, args, hidden):
     """What is to do: a dict from source to the name of its crops. Photos aligned before are done, and keep their names.
 
-    Raises UserError if OUTPUT holds crops of other settings, or a link or a file of another origin in a crop's place.
+    hidden: their masks, as `find_masks` returns them. Raises UserError if OUTPUT holds crops of other settings or
+    masks, or a link or a file of another origin in a crop's place.
     """
     present = {path.relative_to(output).as_posix() for path in output.rglob("*.png")}
     done = {s for s, rows in records.items() if all(row["output"] in present for row in rows)}
@@ -186,6 +224,11 @@ def plan(sources, records, output, args):
     names |= {source: crop_name(rows[0]) for source, rows in records.items() if source in names and rows[0]["output"]}
     todo = {source: name for source, name in names.items() if args.overwrite or source not in done}
     for row in itertools.chain.from_iterable(records[source] for source in done - todo.keys()):
+        if row["mask"] != hidden.get(row["source"], ""):
+            raise cli.UserError(
+                f"OUTPUT {output}: holds the crop of {row['source']} with {row['mask'] or 'no'} mask; "
+                "choose another OUTPUT, or --overwrite"
+            )
         for setting in photos.SETTINGS:
             if row[setting] != str(getattr(args, setting)):
                 raise cli.UserError(
@@ -232,9 +275,10 @@ def align(args):
     if args.predictor:
         faces.load_models(args.predictor)  # a bad one is better told of before the work begins
     args.predictor = args.predictor or faces.find_predictor()
+    hidden = find_masks(sources, args)
     utils.make_directory(output, "OUTPUT")
     records = photos.read_record(output / photos.RECORD)
-    todo = plan(sources, records, output, args)
+    todo = plan(sources, records, output, args, hidden)
     counts = collections.Counter({"already done": len(sources) - len(todo)})
     for draft in output.rglob(".[0-9]*.draft"):  # of a run that was killed
         draft.unlink()
@@ -242,7 +286,8 @@ def align(args):
 
     args.workers = max(1, min(args.workers, len(todo)))
     with cli.deferred_signals() as received:
-        tasks = itertools.takewhile(lambda task: not received, todo.items())
+        tasks = ((source, name, hidden.get(source)) for source, name in todo.items())
+        tasks = itertools.takewhile(lambda task: not received, tasks)
         with tqdm(total=len(todo), unit="photo", dynamic_ncols=True, disable=not todo) as bar:
             for rows in in_parallel(tasks, args) if todo else ():
                 source, status, found = (rows[0][key] for key in ("source", "status", "found"))
@@ -269,7 +314,15 @@ def align(args):
         raise cli.UserError(f"INPUT {args.inputs[0]}: nothing was aligned ({why}); see above")
 
 
-def parse_args():
+def point(text):
+    """An argparse `type` for "x,y"; returns two floats."""
+    numbers = [cli.number(float, -1e6, 1e6)(word) for word in text.split(",")]
+    if len(numbers) != 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is not X,Y, two numbers of pixels")
+    return numbers
+
+
+def parse_args(words=None):
     """The parser and the parsed arguments: those after -- are files, also if they begin with a dash."""
     parser = cli.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -279,7 +332,7 @@ def parse_args():
     add("--landmarks", choices=faces.LANDMARKS, default="innerEyesAndBottomLip", help="what is aligned (%(default)s)")
     add(
         "--faces",
-        choices=["largest", "only", "all"],
+        choices=FACES,
         default="largest",
         help="the largest face, the only one (a photo that shows several is skipped), or all, numbered (%(default)s)",
     )
@@ -290,11 +343,24 @@ def parse_args():
         metavar="N",
         help="double the photo N times to find faces below 80 pixels (%(default)s)",
     )
+    hole = parser.add_argument_group("holes, where they are not transparent")
+    add = hole.add_mutually_exclusive_group().add_argument
+    add("--mask", metavar="FILE", help="mask image as large as the one photo, white = missing")
+    add("--maskDir", metavar="DIR", help="folder that holds a mask image of the same name for each photo")
+    hole.add_argument(
+        "--points",
+        type=point,
+        nargs=3,
+        metavar="X,Y",
+        help="where the three landmarks of the one photo are, in pixels, if its face is not found: the inner corner of "
+        "the eye on the left of the picture, of the eye on the right, and the middle of the lower lip's lower edge",
+    )
+    add = parser.add_argument
     add("--predictor", metavar="FILE", help="dlib's 68-point predictor (the one in face_recognition_models)")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     add("--workers", type=cli.number(int, 1), default=cores, metavar="N", help="processes (all cores: %(default)s)")
     add("--overwrite", action="store_true", help="redo photos already aligned")
-    words = sys.argv[1:]
+    words = sys.argv[1:] if words is None else list(words)
     if "--" in words:  # which parse_intermixed_args does not understand
         start = words.index("--")
         words[start:] = [os.path.join(".", word) if word.startswith("-") else word for word in words[start + 1 :]]

@@ -2,8 +2,8 @@
 """Fill the missing part of images with a trained DCGAN.
 
 ./complete.py data/test/aligned --outDir completions
-./complete.py photo.png --mask scratches.png
-./complete.py damaged/*.png --maskType alpha --samples 4
+./complete.py photo.jpg --photo --mask scratches.png
+./complete.py faces/*.png --maskType left --samples 4
 """
 
 import argparse
@@ -18,9 +18,12 @@ import cli
 import numpy as np
 from tqdm import tqdm
 
+import align
 import checkpoint
+import inputs
 import masks
 import metrics
+import photos
 import utils
 
 # flags that are handed to search.complete, where their defaults are, under its own names
@@ -57,6 +60,11 @@ def parse_args():
         default=0,
         help="decides masks and searches (%(default)s)",
     )
+
+    add = parser.add_argument_group("whole photos").add_argument
+    add("--photo", action="store_true", help="IMAGE are photos, and --mask theirs: align, complete and put back")
+    add("--faces", choices=align.FACES, help="which faces of a photo (largest)")
+    add("--points", type=align.point, nargs=3, metavar="X,Y", help="where the landmarks are, see align.py --help")
 
     kinds = [*masks.TYPES, "alpha"]
     hole = parser.add_argument_group("the hole")
@@ -107,94 +115,9 @@ class Model(NamedTuple):
     blend: str  # "gaussian", "poisson" or "none"
 
 
-class Images(NamedTuple):
-    """What is completed together."""
-
-    numbers: range  # decide each image's random draws
-    paths: list
-    pixels: list  # uint8, (size, size, channels) each
-    holes: masks.Holes
-
-
 def main():
     parser, args = parse_args()
     return parser.run(complete, args)
-
-
-def read_images(args, size, channels):
-    """The files among the IMAGE arguments, folders searched, that can be completed, as `Images`.
-
-    The other files are reported, and those that are no aligned faces. Raises UserError if no file is left, or if they
-    do not all get a hole.
-    """
-    import photos
-
-    paths, pixels, alphas, sides, unaligned, skipped = [], [], [], [], [], False
-    chosen = args.maskType or (args.mask or args.maskDir) and "mask"
-    for name in map(Path, args.imgs):
-        found = utils.find_images(name) if name.is_dir() else [name]
-        if not found and len(args.imgs) > 1:
-            skipped = True
-            print(f"skipped {name}: a folder without images", file=sys.stderr)
-        for path in found:
-            try:
-                image = utils.open_image(path)
-                alpha = masks.transparent(image, size)
-                if chosen == "alpha" or not (chosen or alpha.any()):
-                    masks.check(alpha, path)
-            except cli.UserError as error:
-                skipped = True
-                print(f"skipped {error}", file=sys.stderr)
-                continue
-            paths.append(path)
-            pixels.append(utils.as_pixels(image, size, channels))
-            alphas.append(alpha)
-            sides.append(min(image.size))
-            if image.width != image.height or image.width > 2 * size:
-                unaligned += [path] * (photos.record_above(path) is None)
-    if not paths:
-        why = "see above" if skipped else f"it holds none ({', '.join(sorted(utils.IMAGE_SUFFIXES))})"
-        raise cli.UserError(f"IMAGE {args.imgs[0]}{' ...' if args.imgs[1:] else ''}: no image to complete; {why}")
-    kind = chosen or default_kind(alphas)
-    made = alphas if kind == "alpha" else make_masks(args, kind, paths, sides, size)
-    holes = masks.holes(kind, made, args.window if args.weighting == "neighbours" else None)
-    if unaligned:
-        which = f"{unaligned[0]}{f' and {len(unaligned) - 1} more' if unaligned[1:] else ''}"
-        print(f"{which}: not an aligned face, as it seems; align.py cuts them out of photos", file=sys.stderr)
-    return Images(range(len(paths)), paths, pixels, holes)
-
-
-def default_kind(alphas):
-    """The kind of hole where no flag chooses it; raises UserError where some images have transparent parts."""
-    transparent = sum(not alpha.all() for alpha in alphas)
-    if 0 < transparent < len(alphas):
-        raise cli.UserError(
-            f"--maskType: {transparent} of {len(alphas)} images have transparent parts; alpha fills those and "
-            "leaves out the other images, the other types take them as white"
-        )
-    return "alpha" if transparent else "center"
-
-
-def make_masks(args, kind, paths, sides, size):
-    """The mask of each image, by --mask, --maskDir or --maskType; raises UserError if one gives no hole."""
-    if kind != "mask":
-        seeds = [(args.seed, number) for number in range(len(paths))]
-        return [masks.make(kind, size, args.centerScale, args.fraction, seed) for seed in seeds]
-    if args.mask:
-        hidden, source = masks.read_hidden(args.mask), f"--mask {args.mask}"
-        fitted = {side: masks.check(masks.fit_hidden(hidden, size, side), source) for side in {*sides}}
-        return [fitted[side] for side in sides]
-    if not os.path.isdir(args.maskDir):
-        raise cli.UserError(f"--maskDir {args.maskDir}: no such directory; give a folder of mask images")
-    files, result = utils.find_images(args.maskDir), []
-    for path, side in zip(paths, sides, strict=True):
-        found = [file for file in files if file.stem == path.stem]
-        if len(found) != 1:
-            count = f"{len(found)} masks" if found else "no mask"
-            raise cli.UserError(f"--maskDir {args.maskDir}: holds {count} named {path.stem}, for {path}")
-        hidden = masks.read_hidden(found[0])
-        result.append(masks.check(masks.fit_hidden(hidden, size, side), f"--maskDir {found[0]}"))
-    return result
 
 
 def complete(args):
@@ -202,8 +125,16 @@ def complete(args):
         raise cli.UserError(f"--window {args.window}: give an odd number")
     directory = checkpoint.choose(args.checkpointDir)
     architecture = checkpoint.read_config(directory)["architecture"]
-    images = read_images(args, architecture["image_size"], architecture["c_dim"])
-    out_dir = make_out_dir(args)
+    size, channels = architecture["image_size"], architecture["c_dim"]
+    for flag in ("faces", "points"):
+        if getattr(args, flag) and not args.photo:
+            raise cli.UserError(f"--{flag}: is for --photo; leave it out")
+    if args.photo:
+        out_dir = make_out_dir(args)
+        args = inputs.cut_faces(args, out_dir / "aligned", size)
+    faces = inputs.read_images(args, size, channels)
+    if not args.photo:
+        out_dir = make_out_dir(args)
     log_dir = utils.make_directory(args.log_dir, "--log_dir")
     log_dir /= f"{os.path.basename(os.path.realpath(out_dir))}-{time.strftime('%Y%m%d-%H%M%S')}"
 
@@ -218,10 +149,10 @@ def complete(args):
 
     zs, rows, completed = [], [], [[] for _ in range(args.samples)]
     with ops.memory_and_disk("--batchSize, --log_dir"):
-        for start in range(0, len(images.paths), args.batchSize):
+        for start in range(0, len(faces.paths), args.batchSize):
             part = slice(start, start + args.batchSize)
-            batch = Images(images.numbers[part], images.paths[part], images.pixels[part], images.holes.of(part))
-            folder = f"batch_{start // args.batchSize:02d}" if len(images.paths) > args.batchSize else ""
+            batch = faces.of(part)
+            folder = f"batch_{start // args.batchSize:02d}" if len(faces.paths) > args.batchSize else ""
             finals = []
             for sample in range(args.samples):
                 place = Path(folder, f"sample_{sample:02d}" if args.samples > 1 else "")
@@ -238,7 +169,7 @@ def complete(args):
 
     with utils.writing(out_dir / "z.npy") as file:
         np.save(file, np.concatenate(zs))
-    mend_photos(images, completed, out_dir, args.seed)
+    mend_photos(faces, completed, out_dir, args.seed)
     means = metrics.write(out_dir / "metrics.csv", rows)
     result = "plain" if model.blend == "none" else "blended"
     quality = f"contextual loss {means['contextual']:.0f}"
@@ -248,13 +179,11 @@ def complete(args):
     print(f"{out_dir / 'final'}: {len(rows)} completed; mean {quality}; each in {out_dir / 'metrics.csv'}")
 
 
-def mend_photos(images, completed, out_dir, seed):
+def mend_photos(faces, completed, out_dir, seed):
     """Put the completed crops of each sample, lists of uint8 pictures, back into the photos that they come from."""
-    import photos
-
-    for sample, crops in enumerate(completed if images.holes.kind not in ("lowres", "full") else ()):
+    for sample, crops in enumerate(completed if faces.holes.kind not in ("lowres", "full") else ()):
         folder = out_dir / (f"photos_{sample}" if completed[1:] else "photos")
-        count, outside = photos.mend(folder, images.paths, images.holes.kind, images.holes.masks, crops, seed + sample)
+        count, outside = photos.mend(folder, faces.paths, faces.holes, faces.pixels, crops, seed + sample)
         if count:
             print(f"{folder}: {count} mended; {outside:.0%} of the holes lie beside the faces, and are inpainted")
 

@@ -6,12 +6,15 @@ dlib finds faces and landmarks, OpenFace's formula maps them, OpenCV crops. Both
 import functools
 import importlib.util
 from pathlib import Path
+from typing import NamedTuple
 
 import cli
 
 import numpy as np
 from PIL import Image
 
+import blend
+import masks
 import utils
 
 # where the 68 landmarks (iBUG's order) lie in the mean face: published data of OpenFace (align_dlib.py, Carnegie
@@ -45,6 +48,13 @@ TEMPLATE = np.array(
     np.float32,  # as OpenFace has it: the crops are to be the same to the last bit
 ).reshape(68, 2)
 MINMAX_TEMPLATE = (TEMPLATE - TEMPLATE.min(0)) / (TEMPLATE.max(0) - TEMPLATE.min(0))
+
+DOUBT = -0.6  # the detector's score from which a box may be a face, where a part of it is hidden
+SAME = 0.4  # share of two boxes that makes them one face
+INPAINTED = 256  # pixels of the longer side in which a hole is inpainted for the detector's eyes
+CHIP, CHIP_FACE = 400, 160  # pixels: of a picture, and of the face in it, from which landmarks are read again
+ROUNDS = 3
+NOISE = 1, 3  # see `blend.NOISE`; less than there, as here the face is only meant for the predictor
 
 LANDMARKS = {"innerEyesAndBottomLip": [39, 42, 57], "outerEyesAndNose": [36, 45, 33]}
 
@@ -84,14 +94,15 @@ def load_models(predictor):
 def find_faces(pixels, detector, faces="largest", upsample=1):
     """The boxes (dlib.rectangle, photo pixels, right and bottom included) of the faces in uint8 RGB (H, W, 3).
 
-    "largest" gives at most one, and doubles the photo, up to `upsample` times, only while nothing is found: faster,
-    and with fewer false faces. "only" and "all" double it at once, and give every face, the surest first.
+    "largest" doubles the photo, up to `upsample` times, only while nothing is found: faster, and with fewer false
+    faces; the largest is the first. "only" and "all" double it at once, and give the surest first.
     """
     pixels = np.ascontiguousarray(pixels)  # of a strided array dlib reads whatever is in memory
+    boxes = []
     for times in range(upsample + 1) if faces == "largest" else [upsample]:
         if boxes := list(detector(pixels, times)):
-            return [max(boxes, key=lambda box: box.area())] if faces == "largest" else boxes
-    return []
+            break
+    return sorted(boxes, key=lambda box: -box.area()) if faces == "largest" else boxes
 
 
 def find_landmarks(pixels, box, predictor):
@@ -145,19 +156,202 @@ def warp(pixels, matrix, size):
     return result
 
 
-def align_photo(photo, detector, predictor, size=64, landmarks="innerEyesAndBottomLip", faces="largest", upsample=1):
-    """Find the faces in a Pillow image and crop each: a list of (box, matrix, crop), see the functions above.
+def fillings(pixels, hidden):
+    """Copies of uint8 RGB (H, W, 3) in which a detector may find a face that is partly `hidden`, boolean (H, W).
 
-    Crops are RGB, or RGBA if any of the photo is transparent. With `faces` "only" several are all returned.
+    Yields (how, copy): the hole is inpainted, grey, or the mirrored image of what is beside it, to the left and to the
+    right. What lies under it has no say.
     """
-    layers = None
-    if photo.has_transparency_data:
-        photo = photo.convert("RGBA")
-        if photo.getextrema()[3][0] < 255:
-            layers = np.asarray(photo)
-    pixels = np.asarray(utils.flatten(photo, "grey").convert("RGB"))
+    import cv2
+
+    shrink = min(1, INPAINTED / max(hidden.shape))
+    size = [max(1, round(side * shrink)) for side in hidden.shape[::-1]]
+    known = cv2.resize((~hidden).astype(np.float32), size, interpolation=cv2.INTER_AREA)
+    sums = cv2.resize(pixels * (~hidden[..., None]).astype(np.float32), size, interpolation=cv2.INTER_AREA)
+    small = (sums / np.maximum(known, 1e-6)[..., None]).round().astype(np.uint8)
+    inpainted = cv2.inpaint(small, (known < 0.5).astype(np.uint8), 3, cv2.INPAINT_TELEA)
+    inpainted = cv2.resize(inpainted, hidden.shape[::-1], interpolation=cv2.INTER_LINEAR)
+    yield "inpainted", np.where(hidden[..., None], inpainted, pixels)
+    yield "grey", np.where(hidden[..., None], np.uint8(128), pixels)
+    columns = np.flatnonzero(hidden.any(0))
+    for axis in (columns[0] - 1, columns[-1] + 1):  # the known column beside all that is hidden
+        source = 2 * axis - np.arange(hidden.shape[1])
+        inside = (source >= 0) & (source < hidden.shape[1])
+        source = np.where(inside, source, 0)
+        mirrored = np.where((inside & ~hidden[:, source])[..., None], pixels[:, source], inpainted)
+        yield "mirrored", np.where(hidden[..., None], mirrored, pixels)
+
+
+def overlap(one, other):
+    """The area that two boxes share, as a part of what they cover together."""
+    shared = one.intersect(other).area()
+    return shared / (one.area() + other.area() - shared)
+
+
+class Sighting(NamedTuple):
+    """Where a face was seen in a photo whose hole was filled in some way."""
+
+    how: str
+    photo: np.ndarray  # filled
+    box: object  # dlib.rectangle
+
+
+def find_faces_under(pixels, hidden, detector, faces="largest", upsample=1):
+    """The faces in a photo of which a part is `hidden`: a list of lists of `Sighting`s, the surest first in each.
+
+    Faces that the hole touches come first. Mirrored fillings count only where the others show none of these, as there
+    are false faces among theirs; and what the detector doubts only where there is no other.
+    """
+
+    def detect(how, photo):
+        for times in range(upsample + 1) if faces == "largest" else [upsample]:
+            boxes, scores, _ = detector.run(photo, times, DOUBT)
+            if boxes:
+                break
+        return [(score, Sighting(how, photo, box)) for box, score in zip(boxes, scores, strict=True)]
+
+    def touched(box):
+        return hidden[max(0, box.top()) : box.bottom() + 1, max(0, box.left()) : box.right() + 1].any()
+
+    looked = [detect(*filling) for filling in fillings(pixels, hidden)]
+    found = []
+    for several, least in ((looked[:2], 0), (looked[2:], 0), (looked, DOUBT)):
+        seen = sorted((pair for pairs in several for pair in pairs), key=lambda pair: -pair[0])
+        for score, one in seen if least == 0 else seen[:1]:
+            if score >= least and all(overlap(one.box, other.box) < SAME for other in found):
+                found.append(one)
+        if any(touched(one.box) for one in found):
+            break
+    found.sort(key=lambda one: (not touched(one.box), -one.box.area() if faces == "largest" else 0))
+    every = [one for pairs in looked for _, one in pairs]
+    return [
+        [one, *(other for other in every if other is not one and overlap(one.box, other.box) >= SAME)] for one in found
+    ]
+
+
+def landmarks_under(hidden, seen, covariance, detector, predictor):
+    """The 68 landmarks (68, 2) of a face of which a part is `hidden`, from its `Sighting`s: what they agree on.
+
+    With a `blend.Covariance` of aligned faces, they are read again, `ROUNDS` times, from pictures in which the hole
+    shows the most probable face; without, from the fillings alone.
+    """
+    box = seen[0].box
+    left, top = max(0, box.left() - box.width()), max(0, box.top() - box.height())
+    around = np.s_[top : box.bottom() + box.height(), left : box.right() + box.width()]
+    firsts, shapes = [find_landmarks(one.photo, one.box, predictor) for one in seen], []
+    for one, shape in zip(seen, firsts, strict=True) if covariance is not None else ():
+        shape = shape - [left, top]
+        for _ in range(ROUNDS):
+            shape = reread(one.photo[around], hidden[around], shape, box.width(), covariance, detector, predictor)
+            if shape is None:
+                break
+            shapes.append(shape + [left, top])
+    return np.median(shapes or firsts, axis=0).astype(np.float32)
+
+
+def reread(photo, hidden, landmarks, width, covariance, detector, predictor):
+    """Read the landmarks (68, 2) again, of a picture in which the hole shows the most probable face; or None.
+
+    The former `landmarks` say where that face lies. width: pixels of the detector's box.
+    """
+    import cv2
+
+    size = round((len(covariance.mean) / 3) ** 0.5)
+    try:
+        matrix = affine(landmarks, size)
+    except ValueError:
+        return None
+    layers = np.dstack([photo, np.where(hidden, 0, 255).astype(np.uint8)])
+    crop = warp(layers, matrix, size)
+    known = (crop[..., 3:] == 255).astype(np.float32)
+    image = utils.to_float(crop[..., :3])[None]
+    face = utils.to_uint8(blend.gaussian(image, image, known[None], covariance, 0, noise=NOISE))[0]
+    back = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))
+    zoom, middle = CHIP_FACE / width, (back @ [size / 2, 0.4 * size, 1])[:2]
+    to_chip = np.column_stack([zoom * np.eye(2), CHIP / 2 - zoom * middle])
+    chip = warp(layers, to_chip, CHIP)
+    face = cv2.warpAffine(face, to_chip @ back, (CHIP, CHIP), borderMode=cv2.BORDER_REPLICATE)
+    reached = cv2.warpAffine(np.ones((size, size), np.float32), to_chip @ back, (CHIP, CHIP)) > 0.99
+    chip = np.where((reached & (chip[..., 3] < 255))[..., None], face, warp(photo, to_chip, CHIP))
+    boxes, _, _ = detector.run(chip, 0, -1.0)
+    return (find_landmarks(chip, boxes[0], predictor) - CHIP / 2) / zoom + middle if boxes else None
+
+
+def landmarks_by_hand(points, which, shape):
+    """68 landmarks (68, 2) that have `points` (3, 2), pixels of a photo, where `affine` looks; the others are NaN.
+
+    Raises UserError for points outside a photo of `shape` (H, W), and for such as no face has.
+    """
+    landmarks = np.full(TEMPLATE.shape, np.nan, np.float32)
+    landmarks[LANDMARKS[which]] = points
+    if np.min(points) < 0 or (np.max(points, 0) > np.array(shape[::-1])).any():
+        raise cli.UserError(f"--points: lie outside of the photo's {shape[1]}x{shape[0]} pixels")
+    turn = np.linalg.det(np.subtract(points[1:], points[0]))
+    if turn <= 0:
+        raise cli.UserError(
+            "--points: give the point on the left of the picture first, then the right one, then the lower"
+        )
+    return landmarks
+
+
+def bounds(matrix, size):
+    """The dlib.rectangle of a photo that holds all of a crop of `size` pixels, by the crop's (2, 3) matrix."""
+    import dlib
+
+    corners = np.array([[0, 0], [0, size - 1], [size - 1, 0], [size - 1, size - 1]])
+    places = np.linalg.solve(matrix[:, :2], (corners - matrix[:, 2]).T)
+    return dlib.rectangle(*map(int, [*np.floor(places.min(1)), *np.ceil(places.max(1))]))
+
+
+class Face(NamedTuple):
+    """A face in a photo."""
+
+    box: object  # dlib.rectangle, pixels of the photo, right and bottom included
+    matrix: np.ndarray  # (2, 3), see `affine`
+    crop: np.ndarray  # uint8 (size, size, 3), or 4 if any of the photo is missing
+    seen: (
+        str  # how, if any is missing: "inpainted", "grey", "mirrored", or some of them; "points": it was not looked for
+    )
+
+
+def align_photo(
+    photo,
+    detector,
+    predictor,
+    size=64,
+    landmarks="innerEyesAndBottomLip",
+    faces="largest",
+    upsample=1,
+    mask=None,
+    points=None,
+    covariance=None,
+):
+    """Find the faces in a Pillow image and crop them: a list of `Face`, and how many faces there are.
+
+    mask: an image file that hides a part of the photo; what is transparent is hidden, too. points: the places (3, 2) of
+    the three landmarks of the one face; none is looked for then. For the rest see the functions above. With `faces`
+    "only" several are all returned. Raises UserError as `masks.missing` does, and ValueError for points on one line.
+    """
+    hidden = masks.missing(photo, mask)
+    pixels = layers = np.asarray(utils.flatten(photo, "grey").convert("RGB"))
+    if hidden.any():
+        layers = np.array(photo.convert("RGBA"))
+        layers[hidden & (layers[..., 3] == 255), 3] = 0
+    if points is not None:
+        found = [landmarks_by_hand(points, landmarks, hidden.shape)]
+    elif hidden.any():
+        found = find_faces_under(pixels, hidden, detector, faces, upsample)
+    else:
+        found = find_faces(pixels, detector, faces, upsample)
     results = []
-    for box in find_faces(pixels, detector, faces, upsample):
-        matrix = affine(find_landmarks(pixels, box, predictor), size, landmarks)
-        results.append((box, matrix, warp(pixels if layers is None else layers, matrix, size)))
-    return results
+    for one in found[:1] if faces == "largest" else found:
+        if points is not None:
+            box, places, how = None, one, "points"
+        elif hidden.any():
+            box, places = one[0].box, landmarks_under(hidden, one, covariance, detector, predictor)
+            how = "+".join(dict.fromkeys(sighting.how for sighting in one))
+        else:
+            box, places, how = one, find_landmarks(pixels, one, predictor), ""
+        matrix = affine(places, size, landmarks)
+        results.append(Face(box or bounds(matrix, size), matrix, warp(layers, matrix, size), how))
+    return results, len(found)

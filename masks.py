@@ -3,6 +3,8 @@
 Masks and weights are float32 (size, size, 1); in a mask 1 = keep and 0 = fill.
 """
 
+import os
+from pathlib import Path
 from typing import NamedTuple
 
 import cli
@@ -109,11 +111,48 @@ def fit_hidden(hidden, size, side):
     return known_after_resize(hidden, size)
 
 
+def by_name(directory):
+    """The mask images in a folder, for --maskDir: a dict from name without suffix to paths.
+
+    Raises UserError if there is no such folder.
+    """
+    if not os.path.isdir(directory):
+        raise cli.UserError(f"--maskDir {directory}: no such directory; give a folder of mask images")
+    found = {}
+    for path in utils.find_images(directory):
+        found.setdefault(path.stem, []).append(path)
+    return found
+
+
+def named_as(image, found, directory):
+    """The mask named as an image is, among those that `by_name` found; raises UserError if that is not just one."""
+    paths = found.get(Path(image).stem, [])
+    if len(paths) != 1:
+        count = f"{len(paths)} masks" if paths else "no mask"
+        raise cli.UserError(f"--maskDir {directory}: holds {count} named {Path(image).stem}, for {image}")
+    return paths[0]
+
+
+def missing(image, path=None):
+    """What is missing of a Pillow image, boolean (H, W): what is not quite opaque, and what a mask image hides.
+
+    Raises UserError if the mask in the file `path` is of another size.
+    """
+    hidden = np.zeros(image.size[::-1], bool)
+    if image.has_transparency_data:
+        hidden |= np.asarray(image.convert("RGBA"))[..., 3] < 255
+    if path:
+        white = read_hidden(path)
+        if white.shape != hidden.shape:
+            sizes = ["x".join(map(str, shape[::-1])) for shape in (white.shape, hidden.shape)]
+            raise cli.UserError(f"{path}: a mask of {sizes[0]} pixels, for a photo of {sizes[1]}")
+        hidden |= white
+    return hidden
+
+
 def transparent(image, size):
     """The mask of a Pillow image that is missing where it is not quite opaque."""
-    if not image.has_transparency_data:
-        return np.ones((size, size, 1), np.float32)
-    return known_after_resize(np.asarray(image.convert("RGBA"))[..., 3] < 255, size)
+    return known_after_resize(missing(image), size)
 
 
 def pixelate(images):

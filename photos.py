@@ -1,6 +1,7 @@
 """Whole photos: the record of the crops that were cut out of them, and the completed crops back in them."""
 
 import csv
+import io
 import re
 import sys
 from pathlib import Path
@@ -9,16 +10,20 @@ from typing import NamedTuple
 import cli
 
 import numpy as np
+from PIL import Image, ImageCms
 
 import blend
 import faces
+import masks
 import utils
 
 RECORD = "align.csv"
 BOX = ["left", "top", "right", "bottom"]
 MATRIX = ["m00", "m01", "m02", "m10", "m11", "m12"]
 SETTINGS = ["size", "faces", "landmarks"]
-COLUMNS = ["source", "output", "status", "face", *BOX, *MATRIX, *SETTINGS]
+HOLE = ["mask", "seen"]  # the mask image of the photo, and how a face under a hole was seen; older records lack them
+COLUMNS = ["source", "output", "status", "face", *BOX, *MATRIX, *HOLE, *SETTINGS]
+OTHER = 16  # grey levels, the mean difference from which a photo is another one
 
 
 def read_record(path):
@@ -31,9 +36,10 @@ def read_record(path):
         utils.inside(path.parent, path.name)
         with open(path, **utils.TABLE) as file:
             reader = csv.DictReader(file)
-            if reader.fieldnames != COLUMNS:
+            if reader.fieldnames not in (COLUMNS, [name for name in COLUMNS if name not in HOLE]):
                 raise ValueError("other columns")
             for row in reader:
+                row = dict.fromkeys(HOLE, "") | row
                 if row["landmarks"] not in faces.LANDMARKS:  # the last column: a row cut short, as by a full disk
                     continue
                 if None in row or not re.fullmatch(r"([^\0]*\.png)?", row["output"]):
@@ -68,6 +74,7 @@ class Origin(NamedTuple):
     """Where a crop was cut out."""
 
     source: Path  # the photo
+    mask: Path | None  # a mask image of it
     matrix: np.ndarray  # (2, 3), from its pixels (x, y, 1), upright, to the crop's
     size: int  # of the crop, pixels
 
@@ -103,7 +110,7 @@ def origin(row, record):
             raise ValueError("a matrix that no crop has")
     except ValueError as error:
         raise cli.UserError(f"{record}: of {row['source']} ({error}); run align.py again, with --overwrite") from error
-    return Origin(Path(row["source"]), matrix, size)
+    return Origin(Path(row["source"]), Path(row["mask"]) if row["mask"] else None, matrix, size)
 
 
 def to_model(origin, size):
@@ -112,67 +119,112 @@ def to_model(origin, size):
     return np.column_stack([zoom * origin.matrix[:, :2], zoom * (origin.matrix[:, 2] + 0.5) - 0.5])
 
 
-def hidden_in_photo(image, kind, matrices, holes):
-    """What is missing of a photo, boolean (H, W): what is transparent in it, or what the holes of its crops cover.
+class Part(NamedTuple):
+    """A completed crop."""
 
-    holes: masks (size, size, 1), 1 = known, of crops to which `matrices` (2, 3) lead from the photo.
-    """
+    origin: Origin
+    mask: np.ndarray  # (size, size, 1), 1 = known
+    crop: np.ndarray  # uint8 (size, size, C), as it was
+    completed: np.ndarray  # the same, completed
+
+    @property
+    def matrix(self):
+        """The (2, 3) matrix from the photo's pixels to those of the crop, resized as it was for the model."""
+        return to_model(self.origin, len(self.mask))
+
+
+def hidden_in_photo(image, kind, parts):
+    """What is missing of a photo, boolean (H, W): of the kind "alpha" in itself, else what the crops' holes cover."""
     import cv2
 
     if kind == "alpha":
-        return np.asarray(image.convert("RGBA"))[..., 3] < 255
+        return masks.missing(image, parts[0].origin.mask)
     hidden = np.zeros(image.size[::-1], bool)
     flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
-    for matrix, mask in zip(matrices, holes, strict=True):
-        hidden |= cv2.warpAffine(1 - mask[..., 0], matrix, image.size, flags=flags) > 0
+    for part in parts:
+        hidden |= cv2.warpAffine(1 - part.mask[..., 0], part.matrix, image.size, flags=flags) > 0
     return hidden
 
 
-def put_back(path, source, kind, matrices, holes, completed, seed=0):
+def check_unchanged(image, parts):
+    """Raise UserError if the known part of a crop is not what the photo shows there: it has changed since."""
+    pixels = np.asarray(utils.flatten(image, "grey").convert("RGB"))
+    for part in parts:
+        crop = np.broadcast_to(part.crop, (*part.crop.shape[:2], 3))
+        error = np.abs(faces.warp(pixels, part.matrix, len(crop)).astype(float).mean(-1) - crop.mean(-1))
+        known = part.mask[..., 0] > 0
+        if known.any() and error[known].mean() > OTHER:
+            raise cli.UserError(f"{part.origin.source}: has changed since its faces were cut out; run align.py again")
+
+
+def put_back(path, parts, kind, seed=0):
     """Write a photo whose hole is filled from its completed crops to `path`, a PNG file, at its own size and upright.
 
-    completed: uint8 (size, size, C) each; for the rest see `hidden_in_photo`. Nothing but the hole changes; a grey
-    photo stays grey, and its colour profile and EXIF data stay. Returns the share of the hole that lies in no crop.
-    Raises UserError if the photo can't be read or `path` not be written.
+    parts: `Part`s, all of one photo; kind: of hole, see `masks.Holes`. Nothing but the hole changes; a grey photo stays
+    grey, and its colour profile and EXIF data stay. What cannot stay is told. Returns the share of the hole that lies
+    in no crop. Raises UserError if the photo can't be read, is no longer what it was, or `path` can't be written.
     """
+    source = parts[0].origin.source
     image = utils.open_image(source)
-    hidden = hidden_in_photo(image, kind, matrices, holes)
+    hidden = hidden_in_photo(image, kind, parts)
+    check_unchanged(image, parts)
+    kept, lost = keepable(source, image)
     mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
 
     def pixels(picture):
         return np.asarray(picture.convert(mode)).reshape(picture.height, picture.width, -1)
 
-    crops = [pixels(utils.to_picture(crop)) for crop in completed]
-    filled, outside = blend.into_photo(pixels(image), hidden, crops, matrices, seed)
-    kept = {"exif": image.getexif()}
-    if image.mode not in ("CMYK", "YCbCr", "LAB", "HSV") and "icc_profile" in image.info:
-        kept["icc_profile"] = image.info["icc_profile"]
+    crops = [pixels(utils.to_picture(part.completed)) for part in parts]
+    filled, outside = blend.into_photo(pixels(image), hidden, crops, [part.matrix for part in parts], seed)
     with utils.writing(path) as file:
         utils.to_picture(filled).save(file, "PNG", **kept)
+    if lost:
+        print(f"{path}: {', '.join(lost)}", file=sys.stderr)
     return outside / max(1, hidden.sum())
 
 
-def mend(folder, paths, kind, holes, completed, seed=0):
+def keepable(source, image):
+    """What a PNG file keeps of a photo beside its pixels, a dict for Pillow, and a list of what is lost, in words."""
+    kept, lost = {}, []
+    with Image.open(source) as file:
+        if ";16" in f"{file.mode} {file.tile}":
+            lost.append("16 bits a channel became 8")
+    try:
+        kept["exif"] = image.getexif().tobytes()
+    except Exception:  # Pillow raises anything on damaged ones
+        lost.append("its EXIF data cannot be read and are left out")
+    profile = image.info.get("icc_profile")
+    if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        lost.append(f"{image.mode} became RGB")
+    elif profile:
+        try:
+            ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            kept["icc_profile"] = profile
+        except OSError:
+            lost.append("its colour profile cannot be read and is left out")
+    return kept, lost
+
+
+def mend(folder, paths, holes, crops, completed, seed=0):
     """Put all completed crops that a record tells of back into their photos: `folder`/NAME.png, each photo once.
 
-    paths, holes, completed: the file of each crop, its mask and the uint8 result. Returns how many photos were written
-    and the mean share of their holes that lies in no crop. A photo that is gone is told of and left out.
+    paths, crops, completed: the file of each crop, its uint8 pixels and the result, (size, size, C) each; holes:
+    `masks.Holes`. Returns how many photos were written and the mean share of their holes that lies in no crop. A photo
+    that is gone or another one now is told of and left out.
     """
     found, photos = origins(paths), {}
-    for number, path in enumerate(paths):
+    for path, *rest in zip(paths, holes.masks, crops, completed, strict=True):
         if path in found:
-            photos.setdefault(found[path].source, []).append(number)
+            photos.setdefault(found[path].source, []).append(Part(found[path], *rest))
     outside = []
-    for source, numbers in photos.items():
+    for number, (source, parts) in enumerate(photos.items()):
         name = utils.shorten(source.stem)
         if sum(other.stem == source.stem for other in photos) > 1:
-            name = f"{numbers[0]:04d}_{name}"
-        matrices = [to_model(found[paths[number]], len(holes[number])) for number in numbers]
-        parts = [[of[number] for number in numbers] for of in (holes, completed)]
+            name = f"{number:04d}_{name}"
         try:
             with utils.naming(folder):
                 folder.mkdir(exist_ok=True)
-            outside.append(put_back(folder / f"{name}.png", source, kind, matrices, *parts, seed))
+            outside.append(put_back(folder / f"{name}.png", parts, holes.kind, seed))
         except cli.UserError as error:
             print(f"skipped {error}", file=sys.stderr)
     return len(outside), float(np.mean(outside)) if outside else 0.0

@@ -42,7 +42,9 @@ def open_image(path):
                 raise ValueError(f"{file.width}x{file.height} pixels are more than {Image.MAX_IMAGE_PIXELS} in all")
             image = ImageOps.exif_transpose(file)
         if image.mode.startswith("I;16"):  # Pillow's own conversion to 8 bits would clip, not scale
+            kept = {name: image.info[name] for name in ("exif", "icc_profile") if name in image.info}
             image = Image.fromarray((np.asarray(image, np.float64) / 257).round().astype(np.uint8))
+            image.info = kept
         if image.mode in "IF":
             raise ValueError("32 bits deep")
         return image

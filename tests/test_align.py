@@ -166,9 +166,9 @@ def test_a_killed_worker_is_one_line(tmp_path, save_image):
     save_image("0.bmp", PORTRAIT)
     save_image("1.bmp", cv2.resize(ASTRONAUT, (4000, 4000)))
     args = argparse.Namespace(size=64, faces="largest", landmarks="innerEyesAndBottomLip", upsample=1, workers=2)
-    args.predictor, args.output = faces.find_predictor(), tmp_path
+    args.predictor, args.output, args.maskDir, args.points = faces.find_predictor(), tmp_path, None, None
     with pytest.raises(cli.UserError, match="killed.*--workers 1.*1.bmp"):
-        for rows in align.in_parallel(((str(tmp_path / f"{i}.bmp"), str(i)) for i in [0] * 4 + [1] * 8), args):
+        for rows in align.in_parallel(((str(tmp_path / f"{i}.bmp"), str(i), None) for i in [0] * 4 + [1] * 8), args):
             assert rows[0]["status"] == "aligned"
             for worker in multiprocessing.active_children():
                 worker.kill()
@@ -273,7 +273,7 @@ def test_an_odd_row_of_the_record_is_one_line(out, run_here, refused, cells, wor
     command = run_here if "face" in cells else refused  # which does no harm
     assert words in command("in", "out")
     with open(out / "align.csv", "a") as file:
-        file.write("a,b.png,aligned,0,,,,,,,,,,,64,largest,outerEyesAndNose,a cell too many\n")
+        file.write("a,b.png,aligned,0,,,,,,,,,,,,,64,largest,outerEyesAndNose,a cell too many\n")
     assert "out/align.csv: not a record of align.py's (an odd row, of a); choose" in refused("in", "out")
 
 

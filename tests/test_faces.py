@@ -197,7 +197,8 @@ def test_half_transparency_stays_half():
 
 def test_crop_equals_openfaces_formula_on_the_same_landmarks(models):
     detector, predictor = models
-    ((box, matrix, crop),) = faces.align_photo(Image.fromarray(PORTRAIT), *models, size=96)
+    ((box, matrix, crop, seen),), count = faces.align_photo(Image.fromarray(PORTRAIT), *models, size=96)
+    assert seen == "" and count == 1
     assert box.contains(dlib.point(120, 120))
     points = np.float32([(p.x, p.y) for p in predictor(PORTRAIT, box).parts()])
     three = np.array([39, 42, 57])
@@ -226,10 +227,10 @@ def test_a_rotated_photo_is_found_again(models, degrees):
     turn, size = rotation(degrees, PORTRAIT.shape)
     turned = cv2.warpAffine(PORTRAIT, turn, size)
     for which, three in faces.LANDMARKS.items():
-        ((box, _, _),) = faces.align_photo(Image.fromarray(PORTRAIT), *models, landmarks=which)
-        landmarks = faces.find_landmarks(PORTRAIT, box, predictor)
-        ((_, matrix, _),) = faces.align_photo(Image.fromarray(turned), *models, landmarks=which)
-        places = apply(matrix, apply(turn, landmarks))[three]
+        (face,), _ = faces.align_photo(Image.fromarray(PORTRAIT), *models, landmarks=which)
+        landmarks = faces.find_landmarks(PORTRAIT, face.box, predictor)
+        (face,), _ = faces.align_photo(Image.fromarray(turned), *models, landmarks=which)
+        places = apply(face.matrix, apply(turn, landmarks))[three]
         assert np.linalg.norm(places - 64 * faces.MINMAX_TEMPLATE[three], axis=-1).max() < 3
 
 
@@ -248,14 +249,14 @@ def test_which_faces(models):
     pair = np.zeros((480, 720, 3), np.uint8)
     pair[:240, :240] = PORTRAIT
     pair[:, 240:] = cv2.resize(PORTRAIT, (480, 480))
-    (box,) = faces.find_faces(pair, detector)
-    assert box.left() > 240 and box.width() > 130
+    box, other = faces.find_faces(pair, detector)
+    assert box.left() > 240 and box.width() > 130 and other.right() < 240
     assert len(faces.find_faces(pair, detector, "all", 0)) == 2
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 400), (400, 1), (7, 7)])
 def test_tiny_photos_show_no_face(models, shape):
-    assert faces.align_photo(Image.new("RGB", shape), *models) == []
+    assert faces.align_photo(Image.new("RGB", shape), *models) == ([], 0)
 
 
 def test_nothing_under_transparency_decides_on_the_face(models):
@@ -263,13 +264,13 @@ def test_nothing_under_transparency_decides_on_the_face(models):
     hole[130:170, 100:150] = True
     photos = [Image.fromarray(transparent(PORTRAIT, hole, colour)) for colour in ([255] * 3, NOISE[0, 0])]
     results = [faces.align_photo(photo, *models) for photo in photos]
-    ((_, first, crop), (_, second, other)) = (result for (result,) in results)
+    ((_, first, crop, _), (_, second, other, _)) = (result for (result,), _ in results)
     np.testing.assert_array_equal(first, second)
     np.testing.assert_array_equal(crop, other)
     assert crop.shape == (64, 64, 4) and 0.05 < (crop[..., 3] == 0).mean() < 0.6
     # alpha without any transparency is none
-    ((_, _, crop),) = faces.align_photo(Image.fromarray(PORTRAIT).convert("RGBA"), *models)
-    assert crop.shape == (64, 64, 3)
+    (face,), _ = faces.align_photo(Image.fromarray(PORTRAIT).convert("RGBA"), *models)
+    assert face.crop.shape == (64, 64, 3)
 
 
 def test_a_missing_predictor_is_one_line(monkeypatch):

@@ -7,13 +7,13 @@ from conftest import ROOT
 
 ROWS = [
     ["cli"],
-    ["checkpoint", "dataset", "faces", "masks", "metrics", "ops", "utils"],
+    ["checkpoint", "dataset", "masks", "metrics", "ops", "utils"],
     ["model"],
     ["encoder"],
-    ["training", "search", "blend", "photos"],
-    ["align", "train-dcgan", "train-encoder", "complete", "sample", "export"],
+    ["training", "search", "blend", "faces", "photos"],
+    ["align", "inputs", "train-dcgan", "train-encoder", "complete", "sample", "export"],
 ]
-WITHOUT_TENSORFLOW = ["cli", "utils", "faces", "masks", "metrics", "blend", "photos", "align"]
+WITHOUT_TENSORFLOW = ["cli", "utils", "faces", "masks", "metrics", "blend", "photos", "align", "inputs"]
 FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("tests/*.py"), *ROOT.glob("docs/*.py")])
 
 

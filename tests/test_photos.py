@@ -6,13 +6,14 @@ import cv2
 import numpy as np
 import pytest
 from conftest import run
-from PIL import Image
+from PIL import Image, ImageCms
 
 import blend
 import masks
 import photos
 
 RNG = np.random.default_rng(0)
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
 def smooth(shape, sigma=12, rng=RNG):
@@ -41,6 +42,7 @@ def test_harmonic_ignores_what_is_neither_known_nor_unknown():
     np.testing.assert_allclose(blend.harmonic(values, unknown, known)[unknown], 7, atol=1e-6)
 
 
+KNOWN = masks.make("center", 64)
 MATRIX = np.array([[0.4, 0.06, -12.0], [-0.05, 0.42, -9.0]])
 
 
@@ -133,15 +135,14 @@ def test_only_the_hole_of_a_photo_changes(tmp_path, mode):
     before = np.asarray(image.convert("RGB")) if mode not in ("L", "I;16") else photo
     exif = Image.Exif()
     exif[0x010E] = "a title"
-    image.save(tmp_path / "photo.png", exif=exif, icc_profile=b"profile")
+    image.save(tmp_path / "photo.png", exif=exif, icc_profile=SRGB)
     record(tmp_path, tmp_path / "photo.png")
     crop = np.full((64, 64, 3), 77, np.uint8)
-    known = masks.make("center", 64)
-    kind = "alpha" if mode == "RGBA" else "center"
-    assert photos.mend(tmp_path / "out", [tmp_path / "face.png"], kind, [known], [crop]) == (1, 0)
+    holes, shown = masks.holes("alpha" if mode == "RGBA" else "center", [KNOWN]), cut(before, MATRIX)
+    assert photos.mend(tmp_path / "out", [tmp_path / "face.png"], holes, [shown], [crop]) == (1, 0)
     with Image.open(tmp_path / "out/photo.png") as result:
         assert result.mode == ("L" if mode in ("L", "I;16") else "RGB") and result.size == (220, 200)
-        assert mode == "I;16" or (result.info["icc_profile"] == b"profile" and result.getexif()[0x010E] == "a title")
+        assert result.info["icc_profile"] == SRGB and result.getexif()[0x010E] == "a title"
         after = np.asarray(result).reshape(before.shape)
     if mode != "RGBA":
         y, x = np.indices(hidden.shape)
@@ -160,7 +161,8 @@ def test_an_upright_photo_of_a_rotated_file(tmp_path):
     exif[0x0112] = 6  # stored rotated by 90 degrees counter-clockwise
     Image.fromarray(np.rot90(photo)).save(tmp_path / "photo.png", exif=exif)
     record(tmp_path, tmp_path / "photo.png")
-    photos.mend(tmp_path / "out", [tmp_path / "face.png"], "center", [masks.make("center", 64)], [cut(photo, MATRIX)])
+    crop = [cut(photo, MATRIX)]
+    photos.mend(tmp_path / "out", [tmp_path / "face.png"], masks.holes("center", [KNOWN]), crop, crop)
     with Image.open(tmp_path / "out/photo.png") as result:
         assert result.getexif().get(0x0112, 1) == 1
         np.testing.assert_allclose(np.asarray(result), photo, atol=12)
@@ -168,14 +170,15 @@ def test_an_upright_photo_of_a_rotated_file(tmp_path):
 
 def test_a_crop_of_another_size_lands_in_the_same_place():
     points = RNG.uniform(0, 200, (50, 2))
-    place = photos.to_model(photos.Origin("a", MATRIX, 64), 32)
+    place = photos.to_model(photos.Origin("a", None, MATRIX, 64), 32)
     crop = points @ MATRIX[:, :2].T + MATRIX[:, 2]
     np.testing.assert_allclose(points @ place[:, :2].T + place[:, 2], (crop + 0.5) / 2 - 0.5)
 
 
 def test_photos_that_are_gone_are_told_and_strangers_have_none(tmp_path, capsys):
     record(tmp_path, tmp_path / "gone.jpg")
-    arguments = "center", [masks.make("center", 64)], [np.zeros((64, 64, 3), np.uint8)]
+    black = [np.zeros((64, 64, 3), np.uint8)]
+    arguments = masks.holes("center", [KNOWN]), black, black
     assert photos.mend(tmp_path / "out", [tmp_path / "face.png"], *arguments) == (0, 0)
     assert capsys.readouterr().err == f"skipped {tmp_path / 'gone.jpg'}: no such file\n"
     assert photos.mend(tmp_path / "out", [tmp_path / "other.png"], *arguments) == (0, 0)
@@ -185,6 +188,39 @@ def test_photos_that_are_gone_are_told_and_strangers_have_none(tmp_path, capsys)
     (tmp_path / photos.RECORD).write_text("something else")
     assert photos.origins([tmp_path / "face.png"] * 2) == {}
     assert capsys.readouterr().err.count("not a record of align.py's") == 1
+
+
+def test_what_a_png_file_cannot_keep_is_told(tmp_path, capsys):
+    photo, holes = smooth((200, 220, 3)), masks.holes("center", [KNOWN])
+    record(tmp_path, tmp_path / "photo.jpg")
+    Image.fromarray(photo).convert("CMYK").save(tmp_path / "photo.jpg", quality=95)
+    with Image.open(tmp_path / "photo.jpg") as image:
+        before = np.asarray(image.convert("RGB"))
+    crop = [cut(before, MATRIX)]
+    assert photos.mend(tmp_path / "out", [tmp_path / "face.png"], holes, crop, crop) == (1, 0)
+    assert capsys.readouterr().err == f"{tmp_path / 'out/photo.png'}: CMYK became RGB\n"
+    Image.fromarray(photo).save(tmp_path / "photo.jpg", icc_profile=b"none", exif=b"Exif\0\0none")
+    photos.mend(tmp_path / "out", [tmp_path / "face.png"], holes, crop, crop)
+    assert "its colour profile cannot be read and is left out" in capsys.readouterr().err
+    deep = cv2.cvtColor(photo, cv2.COLOR_RGB2BGR).astype(np.uint16) * 257
+    record(tmp_path, tmp_path / "deep.png")
+    cv2.imwrite(str(tmp_path / "deep.png"), deep)
+    assert photos.mend(tmp_path / "out", [tmp_path / "face.png"], holes, crop, crop) == (1, 0)
+    assert capsys.readouterr().err == f"{tmp_path / 'out/deep.png'}: 16 bits a channel became 8\n"
+
+
+def test_a_photo_that_has_changed_is_left_alone(tmp_path, capsys):
+    photo, holes = smooth((200, 220, 3)), masks.holes("center", [KNOWN])
+    record(tmp_path, tmp_path / "photo.png")
+    Image.fromarray(np.rot90(photo, 2)).save(tmp_path / "photo.png")
+    crop = [cut(photo, MATRIX)]
+    assert photos.mend(tmp_path / "out", [tmp_path / "face.png"], holes, crop, crop) == (0, 0)
+    assert "photo.png: has changed since its faces were cut out; run align.py again" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
+    # what is hidden may be anything
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    crop[0][16:48, 16:48] = 255 - crop[0][16:48, 16:48]
+    assert photos.mend(tmp_path / "out", [tmp_path / "face.png"], holes, crop, crop) == (1, 0)
 
 
 def test_complete_mends_the_photos_of_its_images(trained, tmp_path):
