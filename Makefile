@@ -3,15 +3,18 @@ DEMO := demo/$(shell date +%Y%m%d-%H%M%S)
 
 .PHONY: demo test format clean
 
-# completes two portraits in the public domain, or one's own: PHOTOS=path
+# completes two portraits in the public domain, or one's own: PHOTOS=path; then scratches them and mends the photos
 demo: .venv/photos
 	.venv/bin/python align.py "$${PHOTOS:-.venv/photos}" $(DEMO)/aligned
 	.venv/bin/python complete.py $(DEMO)/aligned --checkpointDir checkpoints/faces-64 --batchSize 1000 \
 		--outDir $(DEMO)/completed --log_dir $(DEMO)/logs
-	@echo "the photos with the completed faces:   $(DEMO)/completed/photos"
+	.venv/bin/python docs/scratches.py "$${PHOTOS:-.venv/photos}" $(DEMO)
+	.venv/bin/python complete.py $(DEMO)/damaged --photo --maskDir $(DEMO)/masks --checkpointDir checkpoints/faces-64 \
+		--batchSize 1000 --outDir $(DEMO)/mended --log_dir $(DEMO)/logs
 	@echo "the completed faces:                   $(DEMO)/completed/final"
 	@echo "the faces, the hole and what fills it: $(DEMO)/completed/summary.png"
 	@echo "the search as a film:                  $(DEMO)/completed/completion.gif"
+	@echo "the photos, scratched and mended:      $(DEMO)/damaged, $(DEMO)/mended/photos"
 
 test: .venv/dev
 	.venv/bin/ruff check

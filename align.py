@@ -9,6 +9,7 @@
 import argparse
 import collections
 import concurrent.futures
+import contextlib
 import csv
 import errno
 import functools
@@ -78,8 +79,8 @@ def covariance_of_faces():
     """The `blend.Covariance` of the model that came with this code, which tells where hidden landmarks are, or None."""
     if not checkpoint.holds_model(checkpoint.SHIPPED):
         return None
-    architecture = checkpoint.read_config(checkpoint.SHIPPED)["architecture"]
-    return blend.load_covariance(checkpoint.SHIPPED, (architecture["image_size"], architecture["image_size"], 3))
+    size = checkpoint.read_config(checkpoint.SHIPPED)["architecture"]["image_size"]
+    return blend.load_covariance(checkpoint.SHIPPED, (size, size, 3))
 
 
 def too_long(path):
@@ -107,6 +108,18 @@ def align_files(tasks, args):
     return [align_file(*task, args, faces.load_models(args.predictor)) for task in tasks]
 
 
+@contextlib.contextmanager
+def one_thread():
+    """Processes started inside this use one thread each for linear algebra, as the photos are done in parallel."""
+    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+    os.environ.update(dict.fromkeys(before, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
 def in_parallel(tasks, args):
     """Yield the rows of each (source, stem, mask) in the iterator `tasks`, as `args.workers` processes get them done.
 
@@ -118,7 +131,8 @@ def in_parallel(tasks, args):
     multiprocessing.resource_tracker.ensure_running()  # which would unblock it
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     with concurrent.futures.ProcessPoolExecutor(args.workers, context) as pool:
-        waiting = {pool.submit(align_files, [], args): [] for _ in range(2 * args.workers)}
+        with one_thread():
+            waiting = {pool.submit(align_files, [], args): [] for _ in range(2 * args.workers)}
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         while waiting:
             done, _ = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)

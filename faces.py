@@ -5,6 +5,7 @@ dlib finds faces and landmarks, OpenFace's formula maps them, OpenCV crops. Both
 
 import functools
 import importlib.util
+import itertools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +52,7 @@ MINMAX_TEMPLATE = (TEMPLATE - TEMPLATE.min(0)) / (TEMPLATE.max(0) - TEMPLATE.min
 
 DOUBT = -0.6  # the detector's score from which a box may be a face, where a part of it is hidden
 SAME = 0.4  # share of two boxes that makes them one face
+KNOWN = 0.3  # share of a box, at least
 INPAINTED = 256  # pixels of the longer side in which a hole is inpainted for the detector's eyes
 CHIP, CHIP_FACE = 400, 160  # pixels: of a picture, and of the face in it, from which landmarks are read again
 ROUNDS = 3
@@ -196,11 +198,17 @@ class Sighting(NamedTuple):
     box: object  # dlib.rectangle
 
 
+def part_of(hidden, box):
+    """What of boolean (H, W) lies in a dlib.rectangle."""
+    return hidden[max(0, box.top()) : box.bottom() + 1, max(0, box.left()) : box.right() + 1]
+
+
 def find_faces_under(pixels, hidden, detector, faces="largest", upsample=1):
     """The faces in a photo of which a part is `hidden`: a list of lists of `Sighting`s, the surest first in each.
 
     Faces that the hole touches come first. Mirrored fillings count only where the others show none of these, as there
-    are false faces among theirs; and what the detector doubts only where there is no other.
+    are false faces among theirs; and what the detector doubts only where there is no face else. A face of which little
+    is known is none: it may be another one's mirror image.
     """
 
     def detect(how, photo):
@@ -208,24 +216,25 @@ def find_faces_under(pixels, hidden, detector, faces="largest", upsample=1):
             boxes, scores, _ = detector.run(photo, times, DOUBT)
             if boxes:
                 break
-        return [(score, Sighting(how, photo, box)) for box, score in zip(boxes, scores, strict=True)]
+        pairs = [(score, Sighting(how, photo, box)) for box, score in zip(boxes, scores, strict=True)]
+        return [(score, one) for score, one in pairs if (~part_of(hidden, one.box)).mean() > KNOWN]
 
-    def touched(box):
-        return hidden[max(0, box.top()) : box.bottom() + 1, max(0, box.left()) : box.right() + 1].any()
+    def touched(one):
+        return part_of(hidden, one.box).any()
 
-    looked = [detect(*filling) for filling in fillings(pixels, hidden)]
-    found = []
-    for several, least in ((looked[:2], 0), (looked[2:], 0), (looked, DOUBT)):
-        seen = sorted((pair for pairs in several for pair in pairs), key=lambda pair: -pair[0])
-        for score, one in seen if least == 0 else seen[:1]:
-            if score >= least and all(overlap(one.box, other.box) < SAME for other in found):
+    looked, found = [detect(*filling) for filling in fillings(pixels, hidden)], []
+    for several in looked[:2], looked[2:]:
+        for score, one in sorted(itertools.chain(*several), key=lambda pair: -pair[0]):
+            if score >= 0 and all(overlap(one.box, other.box) < SAME for other in found):
                 found.append(one)
-        if any(touched(one.box) for one in found):
+        if any(map(touched, found)):
             break
-    found.sort(key=lambda one: (not touched(one.box), -one.box.area() if faces == "largest" else 0))
-    every = [one for pairs in looked for _, one in pairs]
+    every = sorted(itertools.chain(*looked), key=lambda pair: -pair[0])
+    found = found or [one for _, one in every[:1]]
+    found.sort(key=lambda one: (not touched(one), -one.box.area() if faces == "largest" else 0))
     return [
-        [one, *(other for other in every if other is not one and overlap(one.box, other.box) >= SAME)] for one in found
+        [one, *(other for _, other in every if other is not one and overlap(one.box, other.box) >= SAME)]
+        for one in found
     ]
 
 
@@ -239,7 +248,8 @@ def landmarks_under(hidden, seen, covariance, detector, predictor):
     left, top = max(0, box.left() - box.width()), max(0, box.top() - box.height())
     around = np.s_[top : box.bottom() + box.height(), left : box.right() + box.width()]
     firsts, shapes = [find_landmarks(one.photo, one.box, predictor) for one in seen], []
-    for one, shape in zip(seen, firsts, strict=True) if covariance is not None else ():
+    again = covariance is not None and part_of(hidden, box).any()
+    for one, shape in zip(seen, firsts, strict=True) if again else ():
         shape = shape - [left, top]
         for _ in range(ROUNDS):
             shape = reread(one.photo[around], hidden[around], shape, box.width(), covariance, detector, predictor)
@@ -252,7 +262,8 @@ def landmarks_under(hidden, seen, covariance, detector, predictor):
 def reread(photo, hidden, landmarks, width, covariance, detector, predictor):
     """Read the landmarks (68, 2) again, of a picture in which the hole shows the most probable face; or None.
 
-    The former `landmarks` say where that face lies. width: pixels of the detector's box.
+    photo: uint8 RGB (H, W, 3), its hole filled in some way that counts at the hole's very edge alone. The former
+    `landmarks` say where that face lies. width: pixels of the detector's box.
     """
     import cv2
 
@@ -261,18 +272,21 @@ def reread(photo, hidden, landmarks, width, covariance, detector, predictor):
         matrix = affine(landmarks, size)
     except ValueError:
         return None
-    layers = np.dstack([photo, np.where(hidden, 0, 255).astype(np.uint8)])
-    crop = warp(layers, matrix, size)
-    known = (crop[..., 3:] == 255).astype(np.float32)
-    image = utils.to_float(crop[..., :3])[None]
-    face = utils.to_uint8(blend.gaussian(image, image, known[None], covariance, 0, noise=NOISE))[0]
+    hole = hidden.astype(np.float32)
+    known = cv2.warpAffine(hole, matrix, (size, size), borderValue=1) == 0
+    image = utils.to_float(warp(photo, matrix, size))[None]
+    face = blend.gaussian(image, image, known[None, ..., None].astype(np.float32), covariance, 0, noise=NOISE)[0]
     back = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))
     zoom, middle = CHIP_FACE / width, (back @ [size / 2, 0.4 * size, 1])[:2]
     to_chip = np.column_stack([zoom * np.eye(2), CHIP / 2 - zoom * middle])
-    chip = warp(layers, to_chip, CHIP)
-    face = cv2.warpAffine(face, to_chip @ back, (CHIP, CHIP), borderMode=cv2.BORDER_REPLICATE)
-    reached = cv2.warpAffine(np.ones((size, size), np.float32), to_chip @ back, (CHIP, CHIP)) > 0.99
-    chip = np.where((reached & (chip[..., 3] < 255))[..., None], face, warp(photo, to_chip, CHIP))
+
+    def to_chip_size(picture, matrix, **options):
+        return cv2.warpAffine(picture, matrix, (CHIP, CHIP), **options)
+
+    filled = to_chip_size(utils.to_uint8(face), to_chip @ back, borderMode=cv2.BORDER_REPLICATE)
+    reached = to_chip_size(np.ones((size, size), np.float32), to_chip @ back) > 0.99
+    reached &= to_chip_size(hole, to_chip) > 0
+    chip = np.where(reached[..., None], filled, warp(photo, to_chip, CHIP))
     boxes, _, _ = detector.run(chip, 0, -1.0)
     return (find_landmarks(chip, boxes[0], predictor) - CHIP / 2) / zoom + middle if boxes else None
 

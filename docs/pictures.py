@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Draw the README's pictures of the model that ships with it: completions of portraits, and samples.
+"""Draw the README's pictures of the model that ships with it: mended photos, completions of portraits, and samples.
 
 make demo
-.venv/bin/python docs/pictures.py demo/TIME/aligned
+.venv/bin/python docs/pictures.py demo/TIME
 """
 
 import sys
@@ -22,13 +22,25 @@ from encoder import Encoder
 from model import DCGAN
 
 HOME = Path(__file__).resolve().parent
+HEIGHT = 512  # of photos
 HOLES = {"center": {}, "left": {}, "random": {"fraction": 0.8}, "grid": {}}
 
 
-def main(aligned):
-    """Complete each face of a folder with every hole, and draw samples."""
+def photos(demo):
+    """Show each photo before and after, all equally high, beside each other."""
+    pictures = []
+    for path in utils.find_images(demo / "damaged"):
+        for photo in map(utils.open_image, (path, demo / "mended/photos" / path.name)):
+            pictures.append(np.asarray(photo.resize((round(HEIGHT * photo.width / photo.height), HEIGHT))))
+            pictures.append(np.full((HEIGHT, 8, 3), 255, np.uint8))
+    utils.write_image(HOME / "photos.jpg", np.hstack(pictures[:-1]))
+
+
+def main(demo):
+    """Show the photos of a demo; complete each of its faces with every hole, and draw samples."""
+    photos(Path(demo))
     dcgan = DCGAN.load(checkpoint.SHIPPED)
-    paths = utils.find_images(aligned)
+    paths = utils.find_images(Path(demo) / "aligned")
     faces = utils.to_float([utils.read_image(path, dcgan.image_size, dcgan.c_dim) for path in paths])
     x, y = np.meshgrid(*[range(dcgan.image_size)] * 2)
     holes = [((2 * x + y) % 40 > 8).astype(np.float32)[..., None]]  # scratches
