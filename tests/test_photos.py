@@ -85,6 +85,43 @@ def test_what_lies_in_no_face_is_inpainted_and_counted():
     assert outside == hidden.sum() and np.abs(filled.astype(int) - photo).max() <= 8
 
 
+def test_there_and_back_within_a_tenth_of_a_pixel():
+    y, x = np.indices((200, 220))
+    for place in RNG.uniform([70, 75], [130, 130], (20, 2)):  # well inside of the crop
+        blob = np.exp(-((np.stack([x, y], -1) - place) ** 2).sum(-1) / 2 / 6**2)
+        crop = cut((255 * blob).astype(np.float32)[..., None], MATRIX)
+        back = np.clip(blend.enlarged(crop, MATRIX, (200, 220))[..., 0], 0, None)
+        found = [(back * axis).sum() / back.sum() for axis in (x, y)]
+        np.testing.assert_allclose(found, place, atol=0.1)
+
+
+def test_a_hole_across_the_crops_border_has_no_seam_there():
+    photo = smooth((200, 220, 3), 25)
+    hidden = np.zeros((200, 220), bool)
+    hidden[90:120, 120:215] = True  # the crop ends at about x = 175
+    filled, outside = blend.into_photo(photo, hidden, [cut(photo, MATRIX)], [MATRIX])
+    assert 0 < outside < hidden.sum()
+    np.testing.assert_array_equal(filled[~hidden], photo[~hidden])
+    steps = np.abs(np.diff(filled.astype(int), axis=1))
+    inside = hidden[:, 1:] | hidden[:, :-1]
+    assert (
+        np.quantile(steps[inside], 0.99) <= 6
+        and steps[inside].mean() < 2 * np.abs(np.diff(photo.astype(int), axis=1)).mean()
+    )
+
+
+def test_a_face_at_the_photos_border_gets_no_black_edge():
+    photo = np.full((200, 220, 3), 150, np.uint8)
+    shift = MATRIX + [[0, 0, 20], [0, 0, 20]]  # a third of the crop lies outside
+    crop = np.dstack([cut(photo, shift), np.uint8(255) * (cut(photo, shift)[..., :1] == 150)])
+    completed = np.where(crop[..., 3:] == 255, crop[..., :3], 150).astype(np.uint8)
+    hidden = np.zeros((200, 220), bool)
+    hidden[:60, :60] = True
+    filled, outside = blend.into_photo(photo, hidden, [completed], [shift])
+    assert outside == 0
+    np.testing.assert_allclose(filled, photo, atol=1)
+
+
 def test_of_two_faces_the_nearer_one_fills():
     shift = MATRIX + [[0, 0, -20], [0, 0, 0]]
     hidden = np.ones((200, 220), bool)
