@@ -50,13 +50,13 @@ def align_file(source, stem, mask, args, models):
     settings = dict(size=args.size, landmarks=args.landmarks, faces=args.faces, upsample=args.upsample)
     try:
         if args.maskDir and not mask:
-            raise cli.UserError(f"--maskDir {args.maskDir}: holds no mask named {Path(source).stem}")
+            raise cli.UserError(f"--maskDir {args.maskDir}: holds no mask, or several, named {Path(source).stem}")
         photo = utils.open_image(source)
         if mask or photo.has_transparency_data:
             settings["covariance"] = covariance_of_faces()
         results, found = faces.align_photo(photo, *models, mask=mask, points=args.points, **settings)
     except cli.UserError as error:
-        return [row(f"unreadable: {error.__cause__ if str(error).startswith(source) else error}")]
+        return [row(f"unreadable: {error.__cause__ if str(error).startswith(f'{source}: ') else error}")]
     except Exception as error:  # one odd photo, such as one too large for the memory, must not end the run
         return [row(f"unreadable: {type(error).__name__} {error}")]
     if not results:
@@ -221,9 +221,15 @@ def find_masks(sources, args):
     if args.mask:
         masks.read_hidden(args.mask)  # a bad one is better told of before the work begins
         return {source: os.path.abspath(args.mask) for source in sources}
-    named = masks.by_name(args.maskDir) if args.maskDir else {}
-    found = {source: named.get(Path(source).stem, []) for source in sources}
-    return {source: os.path.abspath(paths[0]) for source, paths in found.items() if len(paths) == 1}
+    named, found = masks.by_name(args.maskDir) if args.maskDir else None, {}
+    for source, mirrored in sources.items() if named else ():
+        with contextlib.suppress(cli.UserError):
+            found[source] = os.path.abspath(masks.named_as(mirrored, named, args.maskDir))
+    for mask, users in collections.Counter(found.values()).items():
+        if users > 1:
+            which = " and ".join(source for source in found if found[source] == mask)
+            raise cli.UserError(f"--maskDir {mask}: would be the mask of {which}; put masks into the same subfolders")
+    return found
 
 
 def plan(sources, records, output, args, hidden):
@@ -311,9 +317,8 @@ def align(args):
                 if status != "aligned":
                     bar.write(f"skipped {source}: {status}", file=sys.stderr)
                 elif found > len(rows):
-                    bar.write(
-                        f"{source}: took the largest of {found} faces; --faces all takes them all", file=sys.stderr
-                    )
+                    which = "one with a hole, or the largest," if rows[0]["seen"] else "the largest"
+                    bar.write(f"{source}: took {which} of {found} faces; --faces all takes them all", file=sys.stderr)
                 bar.update()
     photos.write_record(output / photos.RECORD, photos.read_record(output / photos.RECORD))
 

@@ -7,6 +7,7 @@
 """
 
 import argparse
+import contextlib
 import os
 import sys
 import time
@@ -120,32 +121,38 @@ def main():
     return parser.run(complete, args)
 
 
-def complete(args):
+def prepare(args):
+    """What is completed, `Images`, and by what, `Model`; the folders of its pictures and of TensorBoard's record."""
     if args.window % 2 == 0:
         raise cli.UserError(f"--window {args.window}: give an odd number")
-    directory = checkpoint.choose(args.checkpointDir)
-    architecture = checkpoint.read_config(directory)["architecture"]
-    size, channels = architecture["image_size"], architecture["c_dim"]
     for flag in ("faces", "points"):
         if getattr(args, flag) and not args.photo:
             raise cli.UserError(f"--{flag}: is for --photo; leave it out")
-    if args.photo:
-        out_dir = make_out_dir(args)
-        args = inputs.cut_faces(args, out_dir / "aligned", size)
-    faces = inputs.read_images(args, size, channels)
-    if not args.photo:
-        out_dir = make_out_dir(args)
-    log_dir = utils.make_directory(args.log_dir, "--log_dir")
-    log_dir /= f"{os.path.basename(os.path.realpath(out_dir))}-{time.strftime('%Y%m%d-%H%M%S')}"
+    directory = checkpoint.choose(args.checkpointDir)
+    architecture = checkpoint.read_config(directory)["architecture"]
+    size, channels = architecture["image_size"], architecture["c_dim"]
+    out_dir = make_out_dir(args) if args.photo else None
+    with inputs.removed_on_error(out_dir / "aligned") if args.photo else contextlib.nullcontext():
+        if args.photo:
+            args = inputs.cut_faces(args, out_dir / "aligned", size)
+        faces = inputs.read_images(args, size, channels)
+        out_dir = out_dir or make_out_dir(args)
+        log_dir = utils.make_directory(args.log_dir, "--log_dir")
+        log_dir /= f"{os.path.basename(os.path.realpath(out_dir))}-{time.strftime('%Y%m%d-%H%M%S')}"
+        with cli.quiet_tensorflow():
+            import ops
 
-    with cli.quiet_tensorflow():
-        import ops
-
-        device = ops.use_device()
-    model = load(args, directory)
+            device = ops.use_device()
+        model = load(args, directory)
     print(f"{device}\n{checkpoint.describe(directory, model.dcgan.step)}")
     start = f"an encoder of step {model.encoder.step}" if model.encoder else "candidates"
     print(f"start: {start}; blending: {model.blend}")
+    return faces, model, out_dir, log_dir
+
+
+def complete(args):
+    faces, model, out_dir, log_dir = prepare(args)
+    import ops  # TensorFlow is imported by now
 
     zs, rows, completed = [], [], [[] for _ in range(args.samples)]
     with ops.memory_and_disk("--batchSize, --log_dir"):

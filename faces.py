@@ -212,11 +212,12 @@ def find_faces_under(pixels, hidden, detector, faces="largest", upsample=1):
     """
 
     def detect(how, photo):
+        pairs = []
         for times in range(upsample + 1) if faces == "largest" else [upsample]:
             boxes, scores, _ = detector.run(photo, times, DOUBT)
-            if boxes:
+            pairs += [(score, Sighting(how, photo, box)) for box, score in zip(boxes, scores, strict=True)]
+            if any(score >= 0 for score in scores):
                 break
-        pairs = [(score, Sighting(how, photo, box)) for box, score in zip(boxes, scores, strict=True)]
         return [(score, one) for score, one in pairs if (~part_of(hidden, one.box)).mean() > KNOWN]
 
     def touched(one):

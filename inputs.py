@@ -1,6 +1,7 @@
 """The images to complete, and their holes, as the flags of complete.py say."""
 
 import argparse
+import contextlib
 import shutil
 import sys
 from pathlib import Path
@@ -27,23 +28,27 @@ class Images(NamedTuple):
         return Images(self.numbers[part], self.paths[part], self.pixels[part], self.holes.of(part))
 
 
+@contextlib.contextmanager
+def removed_on_error(folder):
+    """Remove a folder that was made inside this if it ends early, so that the same command can be tried again."""
+    try:
+        yield
+    except (cli.UserError, SystemExit):
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def cut_faces(args, folder, size):
     """Align the photos among the IMAGE arguments to a new folder, crops of `size` pixels, as --photo asks for.
 
-    Returns the arguments that complete these crops. The folder is gone again if there are none. Raises UserError then,
-    and SystemExit if align.py was stopped.
+    Returns the arguments that complete these crops. Raises UserError if there are none, and SystemExit if align.py was
+    stopped.
     """
-    words = ["--size", size, "--faces", args.faces or "largest"]
-    for flag in ("mask", "maskDir"):
-        words += [f"--{flag}", getattr(args, flag)] if getattr(args, flag) else []
+    words = ["--size", str(size), "--faces", args.faces or "largest"]
+    words += [f"--{flag}={getattr(args, flag)}" for flag in ("mask", "maskDir") if getattr(args, flag)]
     words += ["--points", *(f"{x},{y}" for x, y in args.points)] if args.points else []
-    _, settings = align.parse_args([*map(str, words), "--", *args.imgs, str(folder)])
-    try:
-        status = align.align(settings)
-    except cli.UserError:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    if status:
+    _, settings = align.parse_args([*words, "--", *args.imgs, str(folder)])
+    if status := align.align(settings):
         sys.exit(status)
     damaged = any(utils.open_image(path).has_transparency_data for path in utils.find_images(folder))
     kind = args.maskType or ("alpha" if damaged else None)
@@ -116,7 +121,7 @@ def make_masks(args, kind, paths, sides, size):
         return [fitted[side] for side in sides]
     found, result = masks.by_name(args.maskDir), []
     for path, side in zip(paths, sides, strict=True):
-        file = masks.named_as(path, found, args.maskDir)
+        file = masks.named_as(path.name, found, args.maskDir)
         mask = masks.fit_hidden(masks.read_hidden(file), size, side)
         result.append(masks.check(mask, f"--maskDir {file}"))
     return result

@@ -91,8 +91,11 @@ def known_after_resize(hidden, size):
 
 
 def read_hidden(path):
-    """What a mask image hides, where it is white (128 and above): boolean (H, W)."""
-    return np.asarray(utils.flatten(utils.open_image(path), "black").convert("L")) >= 128
+    """What a mask image hides, where it is white (128 and above): boolean (H, W); raises UserError if it is none."""
+    try:
+        return np.asarray(utils.flatten(utils.open_image(path), "black").convert("L")) >= 128
+    except ValueError as error:  # of rare modes such as LAB
+        raise cli.UserError(f"{path}: not a mask ({error}); save it as a grey PNG file") from error
 
 
 def fit_hidden(hidden, size, side):
@@ -112,7 +115,7 @@ def fit_hidden(hidden, size, side):
 
 
 def by_name(directory):
-    """The mask images in a folder, for --maskDir: a dict from name without suffix to paths.
+    """The mask images in a folder, for --maskDir: a dict from path in it and from name, both without suffix, to paths.
 
     Raises UserError if there is no such folder.
     """
@@ -120,23 +123,29 @@ def by_name(directory):
         raise cli.UserError(f"--maskDir {directory}: no such directory; give a folder of mask images")
     found = {}
     for path in utils.find_images(directory):
-        found.setdefault(path.stem, []).append(path)
+        place = path.relative_to(directory).with_suffix("").as_posix()
+        for key in (f"./{place}", path.stem):
+            found.setdefault(key, []).append(path)
     return found
 
 
 def named_as(image, found, directory):
-    """The mask named as an image is, among those that `by_name` found; raises UserError if that is not just one."""
-    paths = found.get(Path(image).stem, [])
+    """The mask of an image among those that `by_name` found: at the same path, or else of the same name.
+
+    image: its path in the folder it was found in. Raises UserError if there is none, or several.
+    """
+    place = Path(image).with_suffix("")
+    paths = found.get(f"./{place.as_posix()}") or found.get(place.name, [])
     if len(paths) != 1:
         count = f"{len(paths)} masks" if paths else "no mask"
-        raise cli.UserError(f"--maskDir {directory}: holds {count} named {Path(image).stem}, for {image}")
+        raise cli.UserError(f"--maskDir {directory}: holds {count} named {place.name}, for {image}")
     return paths[0]
 
 
 def missing(image, path=None):
     """What is missing of a Pillow image, boolean (H, W): what is not quite opaque, and what a mask image hides.
 
-    Raises UserError if the mask in the file `path` is of another size.
+    Raises UserError if the mask in the file `path` is of another size, or hides nothing.
     """
     hidden = np.zeros(image.size[::-1], bool)
     if image.has_transparency_data:
@@ -146,6 +155,8 @@ def missing(image, path=None):
         if white.shape != hidden.shape:
             sizes = ["x".join(map(str, shape[::-1])) for shape in (white.shape, hidden.shape)]
             raise cli.UserError(f"{path}: a mask of {sizes[0]} pixels, for a photo of {sizes[1]}")
+        if not white.any():
+            raise cli.UserError(f"{path}: hides nothing; make white what is missing")
         hidden |= white
     return hidden
 

@@ -146,14 +146,22 @@ def hidden_in_photo(image, kind, parts):
     return hidden
 
 
-def check_unchanged(image, parts):
-    """Raise UserError if the known part of a crop is not what the photo shows there: it has changed since."""
-    pixels = np.asarray(utils.flatten(image, "grey").convert("RGB"))
+def check_unchanged(image, kind, parts):
+    """Raise UserError if the known part of a crop is not what the photo shows there: it, or its hole, has changed."""
+    import cv2
+
+    gone = masks.missing(image, parts[0].origin.mask)
+    layers = np.dstack([np.asarray(image.convert("RGB")), np.where(gone, 0, 255).astype(np.uint8)])
     for part in parts:
-        crop = np.broadcast_to(part.crop, (*part.crop.shape[:2], 3))
-        error = np.abs(faces.warp(pixels, part.matrix, len(crop)).astype(float).mean(-1) - crop.mean(-1))
-        known = part.mask[..., 0] > 0
-        if known.any() and error[known].mean() > OTHER:
+        size = min(len(part.crop), part.origin.size)
+        now = faces.warp(layers, to_model(part.origin, size), size)
+        gone = now[..., 3] < 255
+        now = Image.fromarray(now[..., :3].copy()).convert("L" if part.crop.shape[-1] == 1 else "RGB")
+        crop, known = (cv2.resize(x, (size, size), interpolation=cv2.INTER_AREA) for x in (part.crop, part.mask))
+        known = known == 1
+        error = np.abs(np.asarray(now).astype(float) - crop)[known & ~gone]
+        inner = cv2.erode(gone.astype(np.uint8), np.ones((3, 3))) > 0  # the edge depends on the way of resizing
+        if kind == "alpha" and (inner & known).any() or error.size and error.mean() > OTHER:
             raise cli.UserError(f"{part.origin.source}: has changed since its faces were cut out; run align.py again")
 
 
@@ -167,7 +175,7 @@ def put_back(path, parts, kind, seed=0):
     source = parts[0].origin.source
     image = utils.open_image(source)
     hidden = hidden_in_photo(image, kind, parts)
-    check_unchanged(image, parts)
+    check_unchanged(image, kind, parts)
     kept, lost = keepable(source, image)
     mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
 
@@ -215,12 +223,11 @@ def mend(folder, paths, holes, crops, completed, seed=0):
     found, photos = origins(paths), {}
     for path, *rest in zip(paths, holes.masks, crops, completed, strict=True):
         if path in found:
-            photos.setdefault(found[path].source, []).append(Part(found[path], *rest))
-    outside = []
-    for number, (source, parts) in enumerate(photos.items()):
-        name = utils.shorten(source.stem)
-        if sum(other.stem == source.stem for other in photos) > 1:
-            name = f"{number:04d}_{name}"
+            photos.setdefault((found[path].source, found[path].mask), []).append(Part(found[path], *rest))
+    names, outside = [utils.shorten(source.stem) for source, _ in photos], []
+    if len({name.casefold() for name in names}) < len(names):
+        names = [f"{number:04d}_{name}" for number, name in enumerate(names)]
+    for name, parts in zip(names, photos.values(), strict=True):
         try:
             with utils.naming(folder):
                 folder.mkdir(exist_ok=True)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import cv2
+import dlib
 import numpy as np
 import pytest
 import test_align
@@ -21,6 +22,7 @@ import faces
 import photos
 
 models, run_here, refused = test_faces.models, test_align.run_here, test_align.refused
+FLAGS = "--nIter 5 --candidates 20 --checkpointDir".split()
 HOLES = ["strokes", "stain", "lower", "half"]
 
 
@@ -140,7 +142,7 @@ def test_bad_masks_are_told_and_the_others_go_on(tmp_path, damaged, run_here, re
         and "masks/b.png: a mask of 240x239 pixels, for a photo of 240x240" in (run_here.err)
     )
     assert "masks/c.png: not a readable image" in run_here.err
-    assert "in/d.png: unreadable: --maskDir masks: holds no mask named d" in run_here.err
+    assert "in/d.png: unreadable: --maskDir masks: holds no mask, or several, named d" in run_here.err
     assert crops(tmp_path / "out") == ["a.png"]
     for flags, words in (
         (["--mask", "masks/a.png"], "--mask: is for one photo, and INPUT holds 4; --maskDir"),
@@ -150,6 +152,62 @@ def test_bad_masks_are_told_and_the_others_go_on(tmp_path, damaged, run_here, re
         assert words in refused("in", "new", *flags)
     assert "masks/c.png: not a readable image" in refused("in/a.png", "new", "--mask", "masks/c.png")
     assert not (tmp_path / "new").exists()
+
+
+def test_masks_in_subfolders(tmp_path, damaged, run_here, refused):
+    for name in ("x", "y"):
+        (tmp_path / "in" / name).mkdir()
+        shutil.copy("in/a.png", f"in/{name}/a.png")
+    line = refused("in", "out", "--maskDir", "masks")
+    assert "masks/a.png: would be the mask of" in line and "same subfolders" in line
+    (tmp_path / "masks/x").mkdir()
+    (tmp_path / "masks/y").mkdir()
+    Image.fromarray(damaged).save(tmp_path / "masks/x/a.png")
+    Image.fromarray(damaged.T).save(tmp_path / "masks/y/a.png")
+    assert "3 faces aligned in 3 of 3 photos" in run_here("in", "out", "--maskDir", "masks")
+    assert [row["mask"] for row in record(tmp_path / "out")] == [
+        str(tmp_path / f"masks/{n}a.png") for n in ("", "x/", "y/")
+    ]
+
+
+def test_a_mask_without_white_is_told(tmp_path, damaged, trained):
+    Image.new("RGB", (240, 240), "red").save(tmp_path / "red.png")
+    flags = ["in/a.png", "--photo", "--mask", "red.png", *FLAGS, trained / "checkpoints/mine"]
+    done = run_script("complete.py", *flags, cwd=tmp_path, status=2)
+    assert "red.png: hides nothing; make white what is missing" in done.stderr
+    # the same command may be tried again
+    Image.fromarray(damaged).save(tmp_path / "red.png")
+    run_script("complete.py", *flags, cwd=tmp_path)
+
+
+def test_a_hole_that_has_grown_is_told(tmp_path, damaged, run_here, trained):
+    run_here("in", "out", "--mask", "masks/a.png", "--size", 16)
+    grown = damaged.copy()
+    grown[60:160, 70:170] = True
+    Image.fromarray(grown).save(tmp_path / "masks/a.png")
+    done = run_script("complete.py", "out", *FLAGS, trained / "checkpoints/mine", cwd=tmp_path)
+    assert "in/a.png: has changed since its faces were cut out; run align.py again" in done.stderr
+    assert not list((tmp_path / "completions/photos").iterdir())
+
+
+def test_what_is_transparent_is_not_taken_for_a_change(tmp_path, damaged, run_here, trained):
+    transparent(damaged, 3).save(tmp_path / "in/a.png")
+    flags = ["in", "--photo", "--maskType", "top", *FLAGS, trained / "checkpoints/mine"]
+    assert "photos: 1 mended" in run_script("complete.py", *flags, cwd=tmp_path).stdout
+
+
+def test_a_doubtful_face_does_not_hide_a_small_one(models, landmarks):
+    class Detector:
+        """Doubts one place at the photo's own size, and is sure of another in the doubled one."""
+
+        def run(self, photo, times, threshold):
+            box = dlib.rectangle(100, 100, 140, 140) if times else dlib.rectangle(0, 0, 80, 80)
+            return [box], [1.0 if times else -0.5], [0]
+
+    hidden = np.zeros((240, 240), bool)
+    hidden[120, 110:130] = True
+    found = faces.find_faces_under(PORTRAIT, hidden, Detector())
+    assert len(found) == 1 and found[0][0].box.left() == 100
 
 
 def test_another_mask_is_not_silently_ignored(tmp_path, damaged, run_here, refused):
@@ -204,9 +262,6 @@ def test_bad_points_are_one_line(damaged, points, words):
     assert words in done.stderr and "Traceback" not in done.stderr
 
 
-FLAGS = "--nIter 5 --candidates 20 --checkpointDir".split()
-
-
 def test_one_command_mends_a_photo_with_the_same_bits_as_two(tmp_path, damaged, trained):
     model = trained / "checkpoints/mine"
     done = run_script("complete.py", "in/a.png", "--photo", "--mask", "masks/a.png", *FLAGS, model, cwd=tmp_path)
@@ -254,7 +309,7 @@ def test_all_faces_of_a_photo_are_filled(tmp_path, damaged, landmarks, trained):
     result = read(tmp_path / "completions/photos/a.png")
     assert not (result != pair).any(-1)[~hidden].any()
     done = run_script("complete.py", *flags, "--outDir", "one", cwd=tmp_path)
-    assert "took the largest of 2 faces; --faces all takes them all" in done.stderr
+    assert "took one with a hole, or the largest, of 2 faces; --faces all takes them all" in done.stderr
     one, both = (float(re.search(r"mended; (\d+)%", text)[1]) for text in (done.stdout, all_faces.stdout))
     assert both < 25 < one  # percent of the holes that lie in no face taken
 
