@@ -74,6 +74,58 @@ def edge(photo, hidden):
     return np.concatenate(differences).mean()
 
 
+def read_photos(folders):
+    """The photos of which dlib finds the face: a dict from path to uint8 pixels (H, W, 3) and the shape of the face."""
+    detector, predictor = faces.load_models(faces.find_predictor())
+    found = {}
+    for path in [path for folder in folders for path in utils.find_images(folder)]:
+        pixels = np.asarray(utils.open_image(path).convert("RGB"))
+        if boxes := faces.find_faces(pixels, detector):
+            found[path] = pixels, predictor(pixels, boxes[0])
+    return found
+
+
+def landmarks_of(shape):
+    """dlib's landmarks as float32 (68, 2)."""
+    return np.float32([(point.x, point.y) for point in shape.parts()])
+
+
+def mend(kind, truths, folder, args):
+    """Draw a hole into each photo and fill it; returns dicts from path to what is hidden and to `photos.Origin`."""
+    (folder / "masks").mkdir(parents=True)
+    hidden = {}
+    for number, (path, (pixels, shape)) in enumerate(truths.items()):
+        hidden[path] = draw(kind, pixels.shape[:2], landmarks_of(shape), np.random.default_rng((number, 1)))
+        utils.write_image(folder / f"masks/{path.stem}.png", hidden[path][..., None] * np.uint8(255))
+    flags = ["--photo", "--maskDir", folder / "masks", "--outDir", folder / "mended", "--log_dir", folder / "logs"]
+    flags += ["--checkpointDir", args.checkpointDir] if args.checkpointDir else []
+    start = time.time()
+    script = Path(__file__).resolve().parents[1] / "complete.py"
+    subprocess.run([sys.executable, script, *args.inputs, *flags], check=True)
+    print(f"{kind}: {time.time() - start:.0f} s", flush=True)
+    record = photos.read_record(folder / "mended/aligned" / photos.RECORD)
+    found = {row["source"]: photos.origin(row, "") for (row,) in record.values() if row["output"]}
+    return hidden, {path: found[str(path.absolute())] for path in truths if str(path.absolute()) in found}
+
+
+def misplaced(origin, landmarks):
+    """How far the three landmarks of a crop are from where they should be, in distances between the eyes: (3,)."""
+    wanted = origin.size * faces.MINMAX_TEMPLATE[THREE] - origin.matrix[:, 2]
+    places = np.linalg.solve(origin.matrix[:, :2], wanted.T).T
+    eyes = np.linalg.norm(landmarks[36:42].mean(0) - landmarks[42:48].mean(0))
+    return np.linalg.norm(places - landmarks[THREE], axis=1) / eyes
+
+
+def scores(pixels, truth, hidden, shape, describe):
+    """PSNR, SSIM, sharpness, identity and edge of a mended photo."""
+    assert not (pixels != truth).any(-1)[~hidden].any()
+    part = blend.surrounding(hidden, 16)
+    triple = pixels[part], truth[part], hidden[part]
+    values = [measure(*triple) for measure in (metrics.psnr, metrics.ssim, metrics.sharpness)]
+    values.append(np.linalg.norm(describe(pixels, shape) - describe(truth, shape)))
+    return [*values, edge(pixels, hidden) / edge(truth, hidden)]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="+", help="folders of photos of one person each")
@@ -81,74 +133,35 @@ def main():
     parser.add_argument("--checkpointDir", help="the model (as of complete.py)")
     args = parser.parse_args()
 
-    detector, predictor = faces.load_models(faces.find_predictor())
     spec = importlib.util.find_spec("face_recognition_models")
     model = Path(spec.submodule_search_locations[0]) / "models" / "dlib_face_recognition_resnet_model_v1.dat"
     network = dlib.face_recognition_model_v1(str(model))
-    truths = {}
-    for path in [path for name in args.inputs for path in utils.find_images(name)]:
-        pixels = np.asarray(utils.open_image(path).convert("RGB"))
-        if boxes := faces.find_faces(pixels, detector):
-            truths[path] = pixels, predictor(pixels, boxes[0])
 
     def describe(pixels, shape):
         return np.array(network.compute_face_descriptor(np.ascontiguousarray(pixels), shape))
 
-    rows = {name: {} for name in ["found", "placed (each landmark)", *METHODS, "complete.py --photo"]}
+    truths, ours = read_photos(args.inputs), "complete.py --photo"
+    rows = {name: {} for name in ["found", "placed (each landmark)", *METHODS, ours]}
     for kind in HOLES:
         folder = args.out / kind.replace(" ", "-")
-        (folder / "masks").mkdir(parents=True)
-        hidden = {}
-        for number, (path, (pixels, shape)) in enumerate(truths.items()):
-            landmarks = np.float32([(point.x, point.y) for point in shape.parts()])
-            hidden[path] = draw(kind, pixels.shape[:2], landmarks, np.random.default_rng((number, 1)))
-            utils.write_image(folder / f"masks/{path.stem}.png", hidden[path][..., None] * np.uint8(255))
-        flags = ["--photo", "--maskDir", folder / "masks", "--outDir", folder / "mended", "--log_dir", folder / "logs"]
-        flags += ["--checkpointDir", args.checkpointDir] if args.checkpointDir else []
-        start = time.time()
-        script = Path(__file__).resolve().parents[1] / "complete.py"
-        subprocess.run([sys.executable, script, *args.inputs, *flags], check=True)
-        seconds = time.time() - start
-
-        record = photos.read_record(folder / "mended/aligned" / photos.RECORD)
-        found = {Path(row["source"]): photos.origin(row, "") for (row,) in record.values() if row["output"]}
-        errors, scores = [], {name: [] for name in [*METHODS, "complete.py --photo"]}
-        for path, (truth, shape) in truths.items():
-            if path.absolute() not in found:
-                continue
-            landmarks = np.float32([(point.x, point.y) for point in shape.parts()])
-            origin = found[path.absolute()]
-            places = np.linalg.solve(
-                origin.matrix[:, :2], (origin.size * faces.MINMAX_TEMPLATE[THREE] - origin.matrix[:, 2]).T
-            )
-            eyes = np.linalg.norm(landmarks[36:42].mean(0) - landmarks[42:48].mean(0))
-            errors.append(np.linalg.norm(places.T - landmarks[THREE], axis=1) / eyes)
-            mended = {
-                "complete.py --photo": np.asarray(
-                    utils.open_image(folder / f"mended/photos/{path.stem}.png").convert("RGB")
-                )
-            }
-            for name, method in METHODS.items():
-                mended[name] = cv2.inpaint(truth, hidden[path].astype(np.uint8), 3, method)
-            person, part = describe(truth, shape), blend.surrounding(hidden[path], 16)
-            for name, pixels in mended.items():
-                assert not (pixels != truth).any(-1)[~hidden[path]].any()
-                triple = pixels[part], truth[part], hidden[path][part]
-                values = [measure(*triple) for measure in (metrics.psnr, metrics.ssim, metrics.sharpness)]
-                values.append(np.linalg.norm(describe(pixels, shape) - person))
-                scores[name].append([*values, edge(pixels, hidden[path]) / edge(truth, hidden[path])])
-        errors = np.array(errors)
-        print(f"{kind}: {seconds:.0f} s", flush=True)
+        hidden, origins = mend(kind, truths, folder, args)
+        errors = np.array([misplaced(origin, landmarks_of(truths[path][1])) for path, origin in origins.items()])
         rows["found"][kind] = f"{len(errors)} of {len(truths)}"
         rows["placed (each landmark)"][kind] = f"{(errors.mean(1) < 0.1).sum()} ({(errors.max(1) < 0.1).sum()})"
-        for name, values in scores.items():
+        for name in [*METHODS, ours]:
+            values = []
+            for path in origins:
+                truth, shape = truths[path]
+                if name == ours:
+                    pixels = np.asarray(utils.open_image(folder / f"mended/photos/{path.stem}.png").convert("RGB"))
+                else:
+                    pixels = cv2.inpaint(truth, hidden[path].astype(np.uint8), 3, METHODS[name])
+                values.append(scores(pixels, truth, hidden[path], shape, describe))
             psnr, ssim, sharp, who = np.nanmean(values, 0)[:4]
             rows[name][kind] = f"{psnr:.2f} / {ssim:.3f} / {sharp:.2f} / {who:.3f} / {np.median(values, 0)[4]:.2f}"
     print("\nPSNR / SSIM / sharpness / identity / edge\n")
-    print("|".join(["", "", *HOLES, ""]))
-    print("|".join(["", *["---"] * (len(HOLES) + 1), ""]))
-    for name, cells in rows.items():
-        print("|".join(["", name, *cells.values(), ""]))
+    for cells in ["", *HOLES], ["---"] * (len(HOLES) + 1), *([name, *row.values()] for name, row in rows.items()):
+        print(f"| {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":

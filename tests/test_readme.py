@@ -32,11 +32,10 @@ def test_the_commands_from_photos_to_completions(tmp_path, monkeypatch):
     for name in ("mine/raw/portrait", "mine/raw/another", "test/raw/portrait"):
         (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
         portrait.save(tmp_path / "data" / f"{name}.jpg")
-    (tmp_path / "data/test/damaged").mkdir()
-    alpha = np.full((240, 240), 255, np.uint8)
-    alpha[140:150] = 0
-    portrait.putalpha(Image.fromarray(alpha))
-    portrait.save(tmp_path / "data/test/damaged/portrait.png")
+    portrait.save(tmp_path / "photo.jpg")
+    scratch = np.zeros((240, 240), np.uint8)
+    scratch[140:150] = 255
+    Image.fromarray(scratch).save(tmp_path / "photo-mask.png")
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "faces-64").symlink_to(checkpoint.SHIPPED)
     # a line with brackets tells the flags, and is no command
@@ -58,10 +57,12 @@ def test_the_commands_from_photos_to_completions(tmp_path, monkeypatch):
     assert "d_loss" in done["tensorboard"].stdout and "histograms" in done["tensorboard"].stdout
     assert (tmp_path / "checkpoints/published/ckpt-25.index").exists()
     assert (tmp_path / "checkpoints/published/encoder/ckpt-10.index").exists()
-    assert (tmp_path / "completions" / "final" / "0000_portrait.png").exists()
+    assert (tmp_path / "completions-of-faces" / "final" / "0000_portrait.png").exists()
+    with Image.open(tmp_path / "photo.jpg") as before, Image.open(tmp_path / "completions/photos/photo.png") as after:
+        changed = (np.asarray(before) != np.asarray(after)).any(-1)
+    assert changed[scratch > 0].mean() > 0.9 and not changed[scratch == 0].any()
     assert (tmp_path / "samples-smile" / "arithmetic.png").exists()
     assert (tmp_path / "checkpoints/tuned/ckpt-2.index").exists()
-    assert (tmp_path / "completions-damaged/final/0000_portrait.png").exists()
 
     monkeypatch.chdir(tmp_path)
     (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
