@@ -1,7 +1,7 @@
 PYTHON ?= python3
 DEMO := demo/$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test format clean
+.PHONY: demo test paint format clean
 
 # completes two portraits in the public domain, or one's own: PHOTOS=path; then scratches them and mends the photos
 demo: .venv/photos
@@ -15,6 +15,10 @@ demo: .venv/photos
 	@echo "the faces, the hole and what fills it: $(DEMO)/completed/summary.png"
 	@echo "the search as a film:                  $(DEMO)/completed/completion.gif"
 	@echo "the photos, scratched and mended:      $(DEMO)/damaged, $(DEMO)/mended/photos"
+
+# a page on which holes are painted into photos: http://127.0.0.1:8765
+paint: .venv/demo
+	.venv/bin/python paint.py
 
 test: .venv/dev
 	.venv/bin/ruff check

@@ -1,5 +1,6 @@
 """What joins the found face and the known pixels. Knows nothing of TensorFlow."""
 
+import functools
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +39,7 @@ class Covariance(NamedTuple):
     axes: np.ndarray  # (D, K), orthonormal
     variances: np.ndarray  # (K,), along the axes, all above 0
     rest: float  # the variance that is left in each other direction, the mean over all
+    __hash__, __eq__ = object.__hash__, object.__eq__  # a key of caches
 
 
 def fit_covariance(blocks, axes=AXES):
@@ -109,42 +111,53 @@ def gaussian(images, generated, masks, covariance, detail=DETAIL, pool=1, noise=
     (N, H, W, C), to be joined with the known pixels; where nothing is known it is `generated`.
     """
     shape = generated.shape[1:]
-    mean, axes = covariance.mean.reshape(shape), covariance.axes.astype(np.float32)
-    result, last, predict, unsure = [], None, None, 1
+    mean, result = covariance.mean.reshape(shape), []
     for image, face, mask in zip(images, generated, masks, strict=True):
         if pool == 1 and not mask.any():
             result.append(face)
             continue
-        if last is None or not np.array_equal(mask, last):
-            last, predict = mask, predictor(axes, covariance, mask, shape, pool, noise)
-            unsure = 1 - surroundings(mask) if pool == 1 else 1
+        predict = predictor(covariance, (mask > 0).tobytes(), shape, pool, noise)
+        unsure = 1 - surroundings(mask) if pool == 1 else 1
         probable = mean + predict(image - mean)
         beyond = face - mean - predict(face - mean)
         result.append(probable + detail * unsure * beyond)
     return np.stack(result).astype(np.float32)
 
 
-def predictor(axes, covariance, mask, shape, pool, noise):
-    """A function from a deviation (H, W, C) from the mean, of which a part is known, to what it most probably is."""
+@functools.lru_cache(2)
+def predictor(covariance, mask, shape, pool, noise):
+    """A function from a deviation (H, W, C) from the mean, of which a part is known, to what it most probably is.
+
+    mask: boolean (H, W, 1), true = known, as bytes.
+    """
     alone, surrounded = np.array(noise) * max(covariance.rest, 1e-4 * float(covariance.variances.min()))
+    axes = covariance.axes.astype(np.float32)
     if pool > 1:
         known = ...  # all of the means
-        seen, spread = (
-            utils.block_means(axes.T.reshape(-1, *shape), pool).reshape(axes.shape[1], -1).T,
-            surrounded / pool**2,
-        )
+        seen = utils.block_means(axes.T.reshape(-1, *shape), pool).reshape(axes.shape[1], -1).T
+        precise = seen / np.float32(surrounded / pool**2)
+        squares = seen.T @ precise
     else:
-        known = np.broadcast_to(mask > 0, shape)
-        seen = axes[known.ravel()]
-        spread = np.broadcast_to(alone + (surrounded - alone) * surroundings(mask), shape)[known][:, None]
-    precise = (seen / spread).astype(np.float32)
-    factor = scipy.linalg.cho_factor(seen.T @ precise + np.diag(1 / covariance.variances))
+        mask = np.frombuffer(mask, bool).reshape(*shape[:2], 1)
+        known = np.broadcast_to(mask, shape)
+        precision = (known / (alone + (surrounded - alone) * surroundings(mask))).astype(np.float32).reshape(-1, 1)
+        precise = (axes * precision)[known.ravel()]
+        usual = precision[known.ravel()].min()  # that of most pixels: what all had by it is corrected by the others
+        other = precision[:, 0] != usual
+        squares = usual * gram(covariance) + axes[other].T @ (axes[other] * (precision[other] - usual))
+    factor = scipy.linalg.cho_factor(squares + np.diag(1 / covariance.variances))
 
     def predict(deviation):
         x = (deviation if pool == 1 else utils.block_means(deviation[None], pool))[known].ravel()
         return (axes @ scipy.linalg.cho_solve(factor, precise.T @ x)).reshape(shape)
 
     return predict
+
+
+@functools.lru_cache(2)
+def gram(covariance):
+    """The products of all pairs of axes, (K, K): those of a unit matrix, but for rounding."""
+    return (axes := covariance.axes.astype(np.float32)).T @ axes
 
 
 def surroundings(mask):
@@ -303,7 +316,7 @@ def into_photo(photo, hidden, crops, matrices, seed=0):
 def surrounding(hidden, margin):
     """The slices of the smallest rectangle that holds all of boolean (H, W) `hidden` and `margin` pixels around it."""
     spans = [np.flatnonzero(hidden.any(axis)) for axis in (1, 0)]
-    return tuple(slice(max(0, span[0] - margin), span[-1] + 1 + margin) for span in spans)
+    return tuple(slice(max(0, int(span[0]) - margin), int(span[-1]) + 1 + margin) for span in spans)
 
 
 def shifted(matrix, part):

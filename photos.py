@@ -23,6 +23,7 @@ MATRIX = ["m00", "m01", "m02", "m10", "m11", "m12"]
 SETTINGS = ["size", "faces", "landmarks"]
 HOLE = ["mask", "seen"]  # the mask image of the photo, and how a face under a hole was seen; older records lack them
 COLUMNS = ["source", "output", "status", "face", *BOX, *MATRIX, *HOLE, *SETTINGS]
+GREY = "1", "L", "LA", "La"  # modes of Pillow without colours
 OTHER = 16  # grey levels, the mean difference from which a photo is another one
 
 
@@ -177,7 +178,7 @@ def put_back(path, parts, kind, seed=0):
     hidden = hidden_in_photo(image, kind, parts)
     check_unchanged(image, kind, parts)
     kept, lost = keepable(source, image)
-    mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+    mode = "L" if image.mode in GREY else "RGB"
 
     def pixels(picture):
         return np.asarray(picture.convert(mode)).reshape(picture.height, picture.width, -1)

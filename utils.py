@@ -29,30 +29,38 @@ def find_images(directory):
 
 
 def open_image(path):
-    """Open one image file as everything here wants it: a Pillow image, loaded, upright by its EXIF tag, 8 bits deep.
-
-    Its mode is whatever the file holds ("RGB", "L", "CMYK", "RGBA", "P", ...). Raises UserError, naming the file, for
-    whatever is wrong with it, and for more than `PIL.Image.MAX_IMAGE_PIXELS` pixels, which Pillow only warns of.
-    """
+    """Open one image file, see `decode`; raises UserError, naming the file, for whatever is wrong with it."""
     try:
         if Path(path).is_fifo():  # which would wait for ever
             raise ValueError("it is no file")
-        with Image.open(path) as file:
-            if file.width * file.height > Image.MAX_IMAGE_PIXELS:
-                raise ValueError(f"{file.width}x{file.height} pixels are more than {Image.MAX_IMAGE_PIXELS} in all")
-            image = ImageOps.exif_transpose(file)
-        if image.mode.startswith("I;16"):  # Pillow's own conversion to 8 bits would clip, not scale
-            kept = {name: image.info[name] for name in ("exif", "icc_profile") if name in image.info}
-            image = Image.fromarray((np.asarray(image, np.float64) / 257).round().astype(np.uint8))
-            image.info = kept
-        if image.mode in "IF":
-            raise ValueError("32 bits deep")
-        return image
+        return decode(path)
     except FileNotFoundError as error:
         raise cli.UserError(f"{path}: no such file") from error
-    except Exception as error:  # Pillow raises anything from SyntaxError to struct.error on a damaged file
+    except Exception as error:
         why = getattr(error, "strerror", None) or error
         raise cli.UserError(f"{path}: not a readable image ({why})") from error
+
+
+def decode(file, formats=None, limit=None):
+    """An image as everything here wants it: a Pillow image, loaded, upright by its EXIF tag, 8 bits deep.
+
+    file: a path or a binary file; formats: Pillow's names of those that it may have. Its mode is whatever it holds
+    ("RGB", "L", "CMYK", "RGBA", "P", ...). Raises ValueError for more pixels than `limit`, by default
+    `PIL.Image.MAX_IMAGE_PIXELS`, of which Pillow only warns; and anything from SyntaxError to struct.error, as Pillow
+    does, on a damaged file.
+    """
+    limit = limit or Image.MAX_IMAGE_PIXELS
+    with Image.open(file, formats=formats) as image:
+        if image.width * image.height > limit:
+            raise ValueError(f"{image.width}x{image.height} pixels are more than {limit} in all")
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):  # Pillow's own conversion to 8 bits would clip, not scale
+        kept = {name: image.info[name] for name in ("exif", "icc_profile") if name in image.info}
+        image = Image.fromarray((np.asarray(image, np.float64) / 257).round().astype(np.uint8))
+        image.info = kept
+    if image.mode in "IF":
+        raise ValueError("32 bits deep")
+    return image
 
 
 def flatten(image, background):

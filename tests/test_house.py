@@ -10,11 +10,13 @@ ROWS = [
     ["checkpoint", "dataset", "masks", "metrics", "ops", "utils"],
     ["model"],
     ["encoder"],
-    ["training", "search", "blend", "faces", "photos"],
-    ["align", "inputs", "train-dcgan", "train-encoder", "complete", "sample", "export"],
+    ["training", "search", "blend", "faces", "photos", "retouch"],
+    ["align", "inputs", "server", "jobs", "guard", "preview"],
+    ["train-dcgan", "train-encoder", "complete", "sample", "export", "paint"],
 ]
 WITHOUT_TENSORFLOW = ["cli", "utils", "faces", "masks", "metrics", "blend", "photos", "align", "inputs"]
-FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("tests/*.py"), *ROOT.glob("docs/*.py")])
+WITHOUT_TENSORFLOW += ["retouch", "preview", "guard", "jobs", "server", "paint"]
+FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("tests/*.py"), *ROOT.glob("docs/*.py"), *ROOT.glob("page/*.js")])
 
 
 def imports(tree):
@@ -44,7 +46,7 @@ def test_nothing_is_imported_upwards_or_in_a_circle():
 def test_nothing_is_too_long(path):
     text = path.read_text()
     assert len(text.splitlines()) <= (320 if path.name == "model.py" else 400)
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(ast.parse(text if path.suffix == ".py" else "")):
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
             limit = 250 if isinstance(node, ast.ClassDef) else 60
             assert node.end_lineno - node.lineno + 1 <= limit, node.name

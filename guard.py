@@ -1,0 +1,150 @@
+"""What a request to the server of paint.py must be: from its own page, not too large, and well-formed."""
+
+import asyncio
+import contextlib
+import hmac
+import json
+
+import numpy as np
+from starlette.datastructures import Headers, MutableHeaders, QueryParams
+from starlette.exceptions import HTTPException
+from starlette.requests import cookie_parser
+from starlette.responses import RedirectResponse, Response
+
+import retouch
+
+SLOW = 60  # seconds that a request may take to come
+JSON_BYTES, POINTS, PAINT = 2**21, 10**5, 10**10  # of what is painted: bytes, points, points times the brush's area
+HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+def guarded(app, hosts, token, cookie):
+    """An ASGI app that lets nobody in but its own page.
+
+    hosts: what the Host header may be, so that no name that leads here by DNS rebinding does, or None for all; token:
+    without which, in the link or in the `cookie` that is set then, nothing is answered, or None.
+    """
+
+    def refusal(scope):
+        headers, query = Headers(scope=scope), QueryParams(scope["query_string"])
+        host, origin = headers.get("host", ""), headers.get("origin")
+        link = scope["path"] == "/" and scope["method"] == "GET"
+        if hosts is not None and host not in hosts:
+            return Response("this server answers to localhost alone", 421)
+        if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
+            return Response("another site may not ask this", 403)
+        from_link = link and headers.get("sec-fetch-mode") == "navigate"
+        if headers.get("sec-fetch-site", "none") not in ("same-origin", "none") and not from_link:
+            return Response("another site may not ask this", 403)
+        if token is None:
+            return None
+        if link and same(query.get("token"), token):
+            response = RedirectResponse("/", 303)
+            response.set_cookie(cookie, token, httponly=True, samesite="lax")
+            return response
+        if not same(cookie_parser(headers.get("cookie", "")).get(cookie), token):
+            return Response("open the link that paint.py has printed: it holds a token", 403)
+        return None
+
+    async def guard(scope, receive, send):
+        async def secured(message):
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        if scope["type"] != "http":
+            return await app(scope, receive, send)
+        await (refusal(scope) or app)(scope, receive, secured)
+
+    return guard
+
+
+def same(one, other):
+    """Whether two texts, the first of which may be None, are the same; how long it takes tells nothing."""
+    return hmac.compare_digest((one or "").encode(errors="surrogateescape"), other.encode())
+
+
+async def body_of(request, limit):
+    """The body of a request; raises HTTPException if it is larger than `limit` bytes, or too slow."""
+    large = HTTPException(413, f"This file is too large: {limit >> 20} MB at most.")
+    with contextlib.suppress(ValueError):
+        if int(request.headers.get("content-length", "0")) > limit:
+            raise large
+    data = bytearray()
+
+    async def read():
+        async for chunk in request.stream():
+            data.extend(chunk)
+            if len(data) > limit:
+                raise large
+
+    try:
+        await asyncio.wait_for(read(), SLOW)
+    except TimeoutError as error:
+        raise HTTPException(408, f"The upload took more than {SLOW} seconds.") from error
+    return bytes(data)
+
+
+def number(value, low, high, kind=float):
+    """A number of a request; raises ValueError if it is none between `low` and `high`."""
+    if isinstance(value, bool) or not isinstance(value, int | kind) or not low <= value <= high:
+        raise ValueError(f"{value!r:.40} is not a number from {low} to {high}")
+    return kind(value)
+
+
+def points(value, most=POINTS):
+    """A list of x and y of a request, as such; raises ValueError if it is none."""
+    if not isinstance(value, list) or not 0 < len(value) <= most:
+        raise ValueError("not a list of points")
+    return [[number(x, -1e6, 1e6) for x in pair] for pair in value if len(pair) == 2 or points(None)]
+
+
+def answer(value):
+    """Which answer of a fill is meant, at which detail, or None; raises ValueError if it cannot be."""
+    if value is None:
+        return None
+    return dict(
+        fill=number(value["fill"], 1, 10**9, int),
+        answer=number(value["answer"], 0, 99, int),
+        detail=number(value["detail"], 0, 1),
+    )
+
+
+def asked(request):
+    """The `answer` in the query of a request."""
+    try:
+        return answer({name: json.loads(text) for name, text in request.query_params.items()})
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise HTTPException(400, f"Not a request of this page: {error}") from error
+
+
+def stroke(value):
+    """A `retouch.Stroke` of a request; raises ValueError if it is none."""
+    if value.get("transparent") is True:
+        return retouch.Stroke(transparent=True)
+    return retouch.Stroke(
+        np.array(points(value["points"])), number(value["size"], 1, 10**5), value.get("erases") is True
+    )
+
+
+async def wish_of(request):
+    """What is to be filled: a dict of strokes, faces marked by hand, the base, and what the answers are to be near."""
+    try:
+        wish = json.loads(await body_of(request, JSON_BYTES))
+        strokes = [stroke(one) for one in wish["strokes"]]
+        if len(strokes) > POINTS or sum(len(one.points) * one.size**2 for one in strokes) > PAINT:
+            raise HTTPException(422, "That is too much paint at once: fill a part of it first.")
+        marked = [points(three, 3) for three in wish.get("marked", [])]
+        if len(marked) > 20 or any(len(three) != 3 for three in marked):
+            raise ValueError("a face is marked by three points")
+        return dict(strokes=strokes, marked=marked, base=answer(wish.get("base")), near=answer(wish.get("near")))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise HTTPException(400, f"Not a request of this page: {error}") from error

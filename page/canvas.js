@@ -1,0 +1,191 @@
+// What is seen of the photo: two canvases, one above the other. Places are in pixels of the photo, from its upper left
+// corner.
+
+const INK = "#d81b60";
+const photoCanvas = document.getElementById("photo");
+const overlay = document.getElementById("overlay");
+const ink = document.createElement("canvas");
+export const view = { scale: 1, x: 0, y: 0, fitted: true };
+
+export function tinted(bitmap) {
+  const canvas = new OffscreenCanvas(bitmap.width, bitmap.height);
+  const context = canvas.getContext("2d");
+  context.drawImage(bitmap, 0, 0);
+  context.globalCompositeOperation = "source-in";
+  context.fillStyle = INK;
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  return canvas;
+}
+
+export function resize() {
+  const ratio = window.devicePixelRatio || 1;
+  for (const canvas of [photoCanvas, overlay, ink]) {
+    canvas.width = Math.max(1, Math.round(overlay.clientWidth * ratio));
+    canvas.height = Math.max(1, Math.round(overlay.clientHeight * ratio));
+  }
+}
+
+export function fit(photo) {
+  const margin = 0.96;
+  view.scale = margin * Math.min(overlay.width / photo.width, overlay.height / photo.height);
+  view.x = (overlay.width - view.scale * photo.width) / 2;
+  view.y = (overlay.height - view.scale * photo.height) / 2;
+  view.fitted = true;
+}
+
+export function zoom(photo, factor, place) {
+  const least = 0.5 * Math.min(overlay.width / photo.width, overlay.height / photo.height, 1);
+  const [x, y] = place || [overlay.width / 2, overlay.height / 2];
+  const scale = Math.min(64, Math.max(least, view.scale * factor));
+  view.x = x - (x - view.x) * scale / view.scale;
+  view.y = y - (y - view.y) * scale / view.scale;
+  view.scale = scale;
+  view.fitted = false;
+}
+
+export function move(x, y) {
+  view.x += x;
+  view.y += y;
+  view.fitted = false;
+}
+
+// where on the overlay a pointer is, in the canvas' own pixels
+export function onCanvas(event) {
+  const box = overlay.getBoundingClientRect();
+  return [(event.clientX - box.left) * overlay.width / box.width, (event.clientY - box.top) * overlay.height / box.height];
+}
+
+export function toPhoto([x, y]) {
+  return [(x - view.x) / view.scale, (y - view.y) / view.scale];
+}
+
+function begin(canvas) {
+  const context = canvas.getContext("2d");
+  context.setTransform(1, 0, 0, 1, 0, 0);
+  context.clearRect(0, 0, canvas.width, canvas.height);
+  context.setTransform(view.scale, 0, 0, view.scale, view.x, view.y);
+  return context;
+}
+
+// A layer is a hole that was filled: at detail 0 it is `rough`, at detail 1 `fine`, and between them a mixture, as the
+// blending itself is linear in its detail.
+export function drawLayer(context, layer) {
+  for (const [bitmap, alpha] of [[layer.rough, 1], [layer.fine, layer.detail]]) {
+    if (bitmap) {
+      context.globalAlpha = alpha;
+      context.drawImage(bitmap, layer.left, layer.top, layer.width || bitmap.width, layer.height || bitmap.height);
+    }
+  }
+  context.globalAlpha = 1;
+}
+
+export function drawPhoto(photo, layers) {
+  const context = begin(photoCanvas);
+  if (!photo) return;
+  context.imageSmoothingEnabled = view.scale < 3;
+  context.imageSmoothingQuality = "high";
+  context.drawImage(photo.bitmap, 0, 0);
+  for (const layer of layers) drawLayer(context, layer);
+}
+
+function drawStrokes(photo, strokes) {
+  const context = begin(ink);
+  context.lineCap = context.lineJoin = "round";
+  context.strokeStyle = INK;
+  for (const stroke of strokes) {
+    context.globalCompositeOperation = stroke.erases ? "destination-out" : "source-over";
+    if (stroke.transparent) {
+      context.drawImage(photo.transparent, 0, 0);
+      continue;
+    }
+    context.lineWidth = stroke.size;
+    context.beginPath();
+    context.moveTo(...stroke.points[0]);
+    for (const point of stroke.points) context.lineTo(...point);
+    context.stroke();
+  }
+  context.globalCompositeOperation = "source-over";
+}
+
+// light over dark, so that it shows on every photo
+function twice(context, width, dash, draw) {
+  for (const [color, wider] of [["#000c", 2], ["#fff", 1]]) {
+    context.strokeStyle = color;
+    context.lineWidth = wider * width / view.scale;
+    context.setLineDash(wider === 1 ? dash.map((length) => length / view.scale) : []);
+    context.beginPath();
+    draw();
+    context.stroke();
+  }
+  context.setLineDash([]);
+}
+
+// a frame around the three points of a face that is marked by hand, until the server knows it
+export function roughly([[x1, y1], [x2, y2], [x3, y3]]) {
+  const across = 4 * Math.hypot(x2 - x1, y2 - y1), x = (x1 + x2 + x3) / 3, y = (y1 + y2 + y3) / 3;
+  const down = 1.9 * Math.hypot(x3 - (x1 + x2) / 2, y3 - (y1 + y2) / 2);
+  return [[x - across / 2, y - down / 2], [x + across / 2, y - down / 2], [x + across / 2, y + down / 2],
+    [x - across / 2, y + down / 2]];
+}
+
+// strokes to show; outlines of faces; points that are marked; a cursor: {place, size} or {place, cross: true}
+export function drawOverlay(photo, { strokes, outlines, points, cursor }) {
+  const context = begin(overlay);
+  if (!photo) return;
+  const ratio = window.devicePixelRatio || 1;
+  drawStrokes(photo, strokes);
+  context.setTransform(1, 0, 0, 1, 0, 0);
+  context.globalAlpha = 0.6;
+  context.drawImage(ink, 0, 0);
+  context.globalAlpha = 1;
+  context.setTransform(view.scale, 0, 0, view.scale, view.x, view.y);
+  for (const corners of outlines) {
+    twice(context, 1.5 * ratio, [6 * ratio, 6 * ratio], () => {
+      context.moveTo(...corners[3]);
+      for (const corner of corners) context.lineTo(...corner);
+    });
+  }
+  const arm = 7 * ratio / view.scale;
+  for (const [x, y] of cursor?.cross ? [...points, cursor.place] : points) {
+    twice(context, 1.5 * ratio, [], () => {
+      context.moveTo(x - arm, y);
+      context.lineTo(x + arm, y);
+      context.moveTo(x, y - arm);
+      context.lineTo(x, y + arm);
+    });
+  }
+  if (cursor && !cursor.cross) {
+    twice(context, 1.5 * ratio, [], () => context.arc(...cursor.place, cursor.size / 2, 0, 2 * Math.PI));
+  }
+}
+
+// a small picture of what is around a layer
+export function drawThumbnail(canvas, photo, layers, around) {
+  const side = 1.3 * Math.max(around.width, around.height, 32);
+  const scale = canvas.width / side;
+  const context = canvas.getContext("2d");
+  context.setTransform(scale, 0, 0, scale, -scale * (around.left + around.width / 2 - side / 2),
+    -scale * (around.top + around.height / 2 - side / 2));
+  context.imageSmoothingQuality = "high";
+  context.drawImage(photo.bitmap, 0, 0);
+  for (const layer of layers) drawLayer(context, layer);
+}
+
+// how both losses go on, each in units of its own largest
+export function drawPlot(canvas, losses, length) {
+  const ratio = window.devicePixelRatio || 1;
+  const [width, height] = [canvas.clientWidth * ratio, canvas.clientHeight * ratio];
+  Object.assign(canvas, { width, height });
+  const context = canvas.getContext("2d"), style = getComputedStyle(canvas);
+  context.lineWidth = 1.5 * ratio;
+  for (const [kind, color, dash] of [["contextual", "--main", []], ["perceptual", "--text", [4 * ratio, 3 * ratio]]]) {
+    const most = Math.max(...losses.map((event) => event[kind]), 1e-9);
+    context.strokeStyle = style.getPropertyValue(color);
+    context.setLineDash(dash);
+    context.beginPath();
+    losses.forEach((event, i) => {
+      context.lineTo(2 + (width - 4) * i / (length - 1), height - 2 - (height - 4) * event[kind] / most);
+    });
+    context.stroke();
+  }
+}

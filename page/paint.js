@@ -1,0 +1,400 @@
+// The page: what is painted is a list of steps that can be undone, and the server searches what fills it.
+//
+// A step holds the strokes that are painted; the layers that were filled below them, and `base`, which names the last
+// of those to the server; and the result, once the hole is filled.
+
+import { follow } from "/brush.js";
+import * as canvas from "/canvas.js";
+import { ask, askBitmap, listen } from "/server.js";
+
+const $ = (id) => document.getElementById(id);
+const EMPTY = { strokes: [], layers: [], base: null, result: null };
+const MOST = 64 * 2 ** 20; // bytes of a photo
+const POINTS = ["the inner corner of the eye on the left", "the inner corner of the eye on the right",
+  "the middle of the lower lip's lower edge"];
+
+let model = { ready: false, failure: null, detail: true };
+let photo = null; // width, height, bitmap, faces, transparent, file
+let steps = [EMPTY], at = 0;
+let marked = []; // faces by hand, three points each
+let marking = null; // the points of the next one so far
+let job = null; // the search that goes on: its number, frame, losses
+let stroke = null; // the one that is being painted
+let cursor = null; // where the pointer is, or the cross
+let original = false;
+
+const step = () => steps[at];
+
+function say(text) {
+  $("status").textContent = text;
+}
+
+function push(next) {
+  steps = [...steps.slice(0, at + 1), next];
+  at = steps.length - 1;
+  show();
+}
+
+// what a new stroke is painted on: the result, where there is one
+function ground() {
+  const { strokes, layers, base, result } = step();
+  if (!result) return { strokes, layers, base, result };
+  const chosen = result.answers[result.chosen];
+  return { strokes: [], layers: [...layers, { ...chosen, detail: result.detail }], base: nameOf(result), result: null };
+}
+
+function nameOf(result) {
+  return { fill: result.fill, answer: result.answers[result.chosen].answer, detail: result.detail };
+}
+
+function size() {
+  return Math.min(photo.width, photo.height) * 0.004 * 100 ** ($("size").value / 100);
+}
+
+// drawing
+
+let drawn = false;
+function draw() {
+  if (drawn) return;
+  drawn = true;
+  requestAnimationFrame(() => {
+    drawn = false;
+    const { strokes, layers, result } = step();
+    const chosen = result && [{ ...result.answers[result.chosen], detail: result.detail }];
+    const above = job?.frame ? [job.frame] : chosen || [];
+    canvas.drawPhoto(photo, original ? [] : [...layers, ...above]);
+    const hidden = original || result || job?.frame;
+    const seen = job ? job.outlines || [] : [...(photo?.faces || []), ...marked.map(canvas.roughly)];
+    const outlines = original || result ? [] : seen;
+    canvas.drawOverlay(photo, {
+      strokes: hidden ? (stroke ? [stroke] : []) : [...strokes, ...(stroke ? [stroke] : [])],
+      outlines, points: marking || [],
+      cursor: cursor && { ...cursor, size: photo ? size() : 0, cross: Boolean(marking) || cursor.cross },
+    });
+  });
+}
+
+// what can be done now, and the pictures
+function show() {
+  const { strokes, base, result } = step();
+  $("empty").hidden = Boolean(photo);
+  for (const id of ["painting", "filling"]) $(id).disabled = !photo;
+  $("undo").disabled = Boolean(job) || at === 0;
+  $("redo").disabled = Boolean(job) || at === steps.length - 1;
+  $("clear").disabled = Boolean(job) || !(strokes.length || result);
+  $("mark").setAttribute("aria-pressed", Boolean(marking));
+  $("fill").disabled = Boolean(job) || !model.ready || !strokes.length;
+  $("fill").textContent = result ? (result.faces ? "Four more like it" : "Fill") : "Fill";
+  if (result && !result.faces) $("fill").disabled = true;
+  $("stop").disabled = !job;
+  $("choosing").disabled = !result && !base;
+  $("detail").disabled = !result;
+  $("detailing").hidden = !model.detail;
+  $("save").disabled = Boolean(job) || !(result || base);
+  $("zoom").hidden = !photo;
+  $("another").disabled = Boolean(job);
+  showAnswers();
+  draw();
+}
+
+function showAnswers() {
+  const result = step().result, count = result?.answers.length || 0;
+  if ($("answers").childElementCount !== count) {
+    $("answers").replaceChildren(...Array.from({ length: count }, (_, i) => {
+      const label = document.createElement("label"), input = document.createElement("input");
+      label.title = `Answer ${i + 1} (${i + 1})`;
+      Object.assign(input, { type: "radio", name: "answer", value: i, ariaLabel: `Answer ${i + 1}` });
+      input.addEventListener("change", () => choose(i));
+      label.append(input, Object.assign(document.createElement("canvas"), { width: 144, height: 144 }));
+      return label;
+    }));
+  }
+  if (!result) return;
+  $("detail").value = Math.round(100 * result.detail);
+  $("percent").value = `${$("detail").value} %`;
+  [...$("answers").children].forEach((label, i) => {
+    const layer = { ...result.answers[i], detail: result.detail };
+    label.firstChild.checked = i === result.chosen;
+    canvas.drawThumbnail(label.lastChild, photo, [...step().layers, layer], layer);
+  });
+}
+
+function choose(i) {
+  if (!step().result?.answers[i]) return;
+  step().result.chosen = i;
+  show();
+}
+
+// the server
+
+async function heard(event) {
+  if (event.lost) say("The server does not answer. Does paint.py still run?");
+  if ("ready" in event) {
+    model = event;
+    say(event.failure || (event.ready ? (photo ? "" : "Ready.") : "The model is loading."));
+  }
+  if ((event.anew || event.gone) && photo) photo.gone = true;
+  if (event.fill && job && event.fill === (job.fill ??= event.fill)) await searched(event);
+  show();
+}
+
+async function searched(event) {
+  if (event.before) say(`Other searches come first: ${event.before}.`);
+  if (event.failed) {
+    say(event.failed);
+    job.failed = true;
+  }
+  if (event.frame) {
+    const bytes = Uint8Array.from(atob(event.frame), (letter) => letter.charCodeAt(0));
+    const bitmap = await createImageBitmap(new Blob([bytes]));
+    const [left, top, width, height] = event.box;
+    if (!job.result) job.frame = { fine: bitmap, detail: 1, left, top, width, height };
+    $("photo").dataset.frames = ++job.frames;
+  }
+  if (event.faces) Object.assign(job, { faces: event.faces.length, outlines: event.faces });
+  if ("iteration" in event) {
+    job.losses.push(event);
+    say(`Answer ${event.number + 1} of 4, step ${event.iteration} of ${event.iterations}`);
+    canvas.drawPlot($("plot"), job.losses, 4 * (event.iterations + 1));
+    const [contextual, perceptual] = [event.contextual.toFixed(0), event.perceptual.toFixed(2)];
+    $("losses").textContent = `contextual loss ${contextual}, perceptual loss ${perceptual} (dashed)`;
+  }
+  if ("answer" in event) job.arriving = arrive(job, event, job.arriving);
+  if (event.done) {
+    await job.arriving;
+    const failed = job.failed, found = job.result?.answers.length;
+    const faces = job.result?.faces;
+    job = null;
+    if (failed) return;
+    if (!found) say("Stopped.");
+    else say(faces ? `${found} answer${found > 1 ? "s" : ""}: choose one, and save.` :
+      "No face lies there, so the hole is inpainted. Mark a face, if there is one.");
+  }
+}
+
+// fetch an answer's pictures, one answer after the other
+async function arrive(search, event, before) {
+  await before;
+  try {
+    const query = `patch?fill=${event.fill}&answer=${event.answer}`;
+    const [rough, fine] = await Promise.all([0, 1].map((detail) => askBitmap(`${query}&detail=${detail}`)));
+    const answer = { answer: event.answer, rough, fine, left: event.place[0], top: event.place[1] };
+    Object.assign(answer, { width: rough.width, height: rough.height });
+    if (!search.result) {
+      search.result = { fill: event.fill, answers: [answer], chosen: 0, detail: search.detail, faces: search.faces };
+      search.frame = null;
+      push({ ...search.step, result: search.result });
+    } else {
+      search.result.answers.push(answer);
+    }
+  } catch (error) {
+    say(error.message);
+  }
+  show();
+}
+
+async function upload(file) {
+  const response = await ask("photo", { method: "PUT", body: file });
+  const seen = await response.json();
+  const transparent = seen.transparent && canvas.tinted(await askBitmap("transparent"));
+  return { ...seen, bitmap: await askBitmap("photo"), file, transparent };
+}
+
+async function open(file) {
+  if (!file || job) return;
+  if (file.size > MOST) return say(`${file.name}: is too large: ${MOST >> 20} MB at most.`);
+  say(`Opening ${file.name}`);
+  try {
+    photo = await upload(file);
+  } catch (error) {
+    return say(`${file.name}: ${error.message}`);
+  }
+  steps = [photo.transparent ? { ...EMPTY, strokes: [{ transparent: true }] } : EMPTY];
+  [at, marked, marking, cursor] = [0, [], null, null];
+  canvas.fit(photo);
+  const count = photo.faces.length;
+  say(count ? `${count} face${count > 1 ? "s" : ""} found. Paint over what is to go.` :
+    "No face found yet. Paint over all that is damaged: a face is looked for again below the paint.");
+  show();
+  $("overlay").focus();
+}
+
+// the server has let the photo go, and what was filled in it: give it again
+async function again() {
+  if (!photo.gone) return;
+  photo = { ...(await upload(photo.file)), transparent: photo.transparent };
+  if (step().base || step().result) {
+    steps = [{ ...EMPTY, strokes: step().strokes }];
+    at = 0;
+    throw new Error("The photo was not used for long, and what had been filled is lost; what was painted last is there.");
+  }
+}
+
+async function fill() {
+  if ($("fill").disabled) return;
+  try {
+    await again();
+    const { strokes, base, result } = step();
+    const wish = { strokes, base, marked, near: result && nameOf(result) };
+    job = { losses: [], frames: 0, detail: result ? result.detail : $("detail").value / 100, step: step() };
+    say("Searching");
+    show();
+    const response = await ask("fills", { method: "POST", body: JSON.stringify(wish) });
+    job.fill = (await response.json()).fill; // its first events may have come before
+  } catch (error) {
+    job = null;
+    say(error.message);
+  }
+  show();
+}
+
+async function stop() {
+  if (job) await ask("stop", { method: "POST" }).catch((error) => say(error.message));
+}
+
+async function save() {
+  if ($("save").disabled) return;
+  const { result, base } = step();
+  try {
+    const query = new URLSearchParams(result ? nameOf(result) : base);
+    const blob = await (await ask(`mended?${query}`)).blob();
+    const link = document.createElement("a");
+    link.href = URL.createObjectURL(blob);
+    link.download = `${photo.file.name.replace(/\.\w+$/, "")}-mended.png`;
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+    say(`Saved as ${link.download}.`);
+  } catch (error) {
+    say(error.message);
+  }
+}
+
+// painting
+
+function mark(point) {
+  marking = [...marking, point];
+  if (marking.length === 3) {
+    marked = [...marked, marking];
+    marking = null;
+    say("Marked. Paint over what is to go.");
+  } else {
+    say(`Mark ${POINTS[marking.length]}.`);
+  }
+  show();
+}
+
+function startStroke(point) {
+  stroke = { points: [point], size: size(), erases: $("eraser").checked };
+  draw();
+}
+
+function endStroke() {
+  const done = stroke;
+  stroke = null;
+  const below = ground();
+  if (done && !(done.erases && !below.strokes.length)) push({ ...below, strokes: [...below.strokes, done] });
+  draw();
+}
+
+follow($("overlay"), {
+  photo: () => photo,
+  start(point) {
+    if (marking) mark(point);
+    else if (!job) startStroke(point);
+  },
+  extend(point) {
+    const last = stroke?.points.at(-1);
+    if (last && Math.hypot(point[0] - last[0], point[1] - last[1]) >= Math.max(0.5, stroke.size / 12)) stroke.points.push(point);
+  },
+  finish: () => stroke && endStroke(),
+  cancel: () => { stroke = null; },
+  point: () => cursor?.place,
+  hover: (place) => { cursor = place && { place }; },
+  changed: draw,
+});
+
+// controls
+
+function toggleMarking() {
+  marking = marking ? null : [];
+  say(marking ? `Mark ${POINTS[0]}.` : "");
+  show();
+  if (marking) $("overlay").focus();
+}
+
+function go(by) {
+  if (job || !steps[at + by]) return;
+  at += by;
+  show();
+}
+
+function zoomBy(factor) {
+  if (photo) canvas.zoom(photo, factor);
+  draw();
+}
+
+function hold(on) {
+  original = on;
+  draw();
+}
+
+$("undo").onclick = () => go(-1);
+$("redo").onclick = () => go(1);
+$("clear").onclick = () => push({ ...step(), strokes: [], result: null });
+$("mark").onclick = toggleMarking;
+$("fill").onclick = fill;
+$("stop").onclick = stop;
+$("save").onclick = save;
+$("choose").onclick = $("another").onclick = () => $("file").click();
+$("file").onchange = ({ target }) => { open(target.files[0]); target.value = ""; };
+$("smaller").onclick = () => zoomBy(1 / 1.4);
+$("larger").onclick = () => zoomBy(1.4);
+$("fit").onclick = () => { if (photo) canvas.fit(photo); draw(); };
+$("size").oninput = draw;
+$("detail").oninput = ({ target }) => { step().result.detail = target.value / 100; show(); };
+for (const kind of ["pointerdown", "keydown"]) {
+  $("original").addEventListener(kind, ({ key }) => { if (!key || key === " " || key === "Enter") hold(true); });
+}
+for (const kind of ["pointerup", "pointerleave", "keyup", "blur"]) $("original").addEventListener(kind, () => hold(false));
+for (const button of document.querySelectorAll("[data-demo]")) {
+  button.onclick = async () => {
+    const response = await fetch(`/${button.dataset.demo}.jpg`);
+    open(new File([await response.blob()], `${button.dataset.demo}.jpg`));
+  };
+}
+
+const KEYS = {
+  b: () => $("brush").click(), e: () => $("eraser").click(), m: () => photo && !job && toggleMarking(), f: fill,
+  s: save, Escape: stop, 0: () => $("fit").click(), "+": () => zoomBy(1.4), "-": () => zoomBy(1 / 1.4),
+  "[": () => { $("size").value -= 4; draw(); }, "]": () => { $("size").value -= -4; draw(); },
+  1: () => choose(0), 2: () => choose(1), 3: () => choose(2), 4: () => choose(3), o: () => hold(true),
+};
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey) {
+    const by = { z: event.shiftKey ? 1 : -1, Z: 1, y: 1 }[event.key];
+    if (by) {
+      event.preventDefault();
+      go(by);
+    }
+  } else if (KEYS[event.key] && !event.altKey) {
+    KEYS[event.key]();
+  }
+});
+document.addEventListener("keyup", ({ key }) => { if (key === "o") hold(false); });
+
+document.addEventListener("paste", ({ clipboardData }) => open([...clipboardData.files].find((file) => file.type.startsWith("image/"))));
+document.addEventListener("dragover", (event) => { event.preventDefault(); $("stage").classList.add("over"); });
+document.addEventListener("dragleave", () => $("stage").classList.remove("over"));
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  $("stage").classList.remove("over");
+  open(event.dataTransfer.files[0]);
+});
+new ResizeObserver(() => {
+  canvas.resize();
+  if (photo && canvas.view.fitted) canvas.fit(photo);
+  draw();
+}).observe($("stage"));
+
+show();
+listen(heard);

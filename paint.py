@@ -1,0 +1,75 @@
+#!/usr/bin/env python3
+"""Serve a page on which holes are painted into photos with a brush, and watched while they fill.
+
+./paint.py
+./paint.py --host 0.0.0.0     for other machines: prints a link with a token
+"""
+
+import argparse
+import secrets
+import socket
+import sys
+
+import cli
+
+import uvicorn
+
+import checkpoint
+import server
+
+LOCAL = ["127.0.0.1", "localhost", "::1"]
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which ends the page's streams first: it waits for them."""
+
+    def handle_exit(self, sig, frame):
+        self.config.site.close()
+        super().handle_exit(sig, frame)
+
+
+def parse_args():
+    parser = cli.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--checkpointDir", metavar="DIR", help="the model (checkpoints/mine, else the one that came with this code)")
+    add(
+        "--host", default="127.0.0.1", help="where to listen; other than this machine alone needs a token (%(default)s)"
+    )
+    add("--port", type=cli.number(int, 0, 65535), default=8765, help="0: any that is free (%(default)s)")
+    return parser, parser.parse_args()
+
+
+def serve(args):
+    """Serve the page until Ctrl-C."""
+    directory = checkpoint.choose(args.checkpointDir)
+    checkpoint.read_config(directory)
+    try:
+        family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
+        listening = socket.create_server((args.host, args.port), family=family)
+    except OSError as error:
+        raise cli.UserError(f"--host {args.host} --port {args.port}: {error.strerror}; choose another") from error
+    port = listening.getsockname()[1]
+    local = args.host in LOCAL
+    token = None if local else secrets.token_urlsafe(24)
+    hosts = [f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")] if local else None
+    name = socket.gethostname() if args.host in ("0.0.0.0", "::") else args.host
+    name = f"[{name}]" if ":" in name else name
+    site = server.Site(directory)
+    app = server.make_app(site, hosts, token, f"paint-{port}")
+    print(
+        f"model: {directory}\nopen http://{name}:{port}/{f'?token={token}' if token else ''}   (Ctrl-C stops)",
+        flush=True,
+    )
+    config = uvicorn.Config(app, log_level="error", access_log=False, server_header=False, ws="none", lifespan="on")
+    config.site = site
+    Server(config).run(sockets=[listening])
+
+
+def main():
+    """Run the script; returns its exit status."""
+    parser, args = parse_args()
+    return parser.run(serve, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
