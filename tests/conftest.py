@@ -1,4 +1,3 @@
-import contextlib
 import signal
 import subprocess
 import sys
@@ -76,20 +75,6 @@ def run(script, *arguments, cwd=None, status=0):
     assert done.returncode == status, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done
-
-
-@contextlib.contextmanager
-def serving(*flags):
-    """Run paint.py on a free port; yields the link it prints, and checks that it had nothing to complain of."""
-    words = command("paint.py", "--port", "0", *flags)
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
-        try:
-            server.stdout.readline()
-            yield server.stdout.readline().split()[1]
-        finally:
-            server.send_signal(signal.SIGINT)
-            complaint = server.communicate(timeout=60)[1]
-    assert (complaint, server.returncode) == ("paint.py: stopped\n", 130)
 
 
 def one_line(done, *words):

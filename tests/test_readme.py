@@ -96,7 +96,7 @@ def test_the_figure_of_distributions(tmp_path):
 
 
 def test_every_flag_exists():
-    helps = {script: run(script, "--help").stdout for script in SCRIPTS}
+    helps = {script: run(script, "--help").stdout for script in (*SCRIPTS, "paint.py")}
     for script, arguments in re.findall(r"^ *\./([\w-]+\.py) (.*)$", README, re.M):
         for flag in re.findall(r"--\w+", arguments):
             assert re.search(rf"{flag}\b", helps[script]), f"{script} {flag}"

@@ -11,7 +11,7 @@ import urllib.parse
 import numpy as np
 import pytest
 import skimage.data
-from conftest import serving
+from browser import serving
 from PIL import Image
 
 import guard
