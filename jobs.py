@@ -86,16 +86,19 @@ class Searches:
 
     async def run(self):
         """Do one job after the other, for ever."""
-        loop = asyncio.get_running_loop()
         while True:
-            job = await self.queue.get()
-            if not job.stop.is_set():
-                await loop.run_in_executor(self.thread, self.search, job, loop)
-            self.waiting.remove(job)
-            job.page.job = None
-            job.page.used = time.monotonic()
-            job.page.events.put_nowait(dict(fill=job.number, done=True))
-            self.tell_places()
+            await self.do(await self.queue.get())
+
+    async def do(self, job):
+        """Search, and tell the page that it is done."""
+        loop = asyncio.get_running_loop()
+        if not job.stop.is_set():
+            await loop.run_in_executor(self.thread, self.search, job, loop)
+        self.waiting.remove(job)
+        job.page.job = None
+        job.page.used = time.monotonic()
+        job.page.events.put_nowait(dict(fill=job.number, done=True))
+        self.tell_places()
 
     def tell_places(self):
         """Tell all that wait how many are before them."""
