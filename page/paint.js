@@ -19,9 +19,8 @@ let steps = [EMPTY], at = 0;
 let marked = []; // faces by hand, three points each
 let marking = null; // the points of the next one so far
 let job = null; // the search that goes on: its number, frame, losses
-let stroke = null; // the one that is being painted
-let cursor = null; // where the pointer is, or the cross
-let original = false;
+let stroke = null, cursor = null; // the one that is being painted; where the pointer is, or the cross
+let original = false; // whether it is shown
 
 const step = () => steps[at];
 
@@ -82,6 +81,7 @@ function show() {
   $("undo").disabled = Boolean(job) || at === 0;
   $("redo").disabled = Boolean(job) || at === steps.length - 1;
   $("clear").disabled = Boolean(job) || !(strokes.length || result);
+  $("mark").disabled = $("another").disabled = Boolean(job);
   $("mark").setAttribute("aria-pressed", Boolean(marking));
   $("fill").disabled = Boolean(job) || !model.ready || !strokes.length;
   $("fill").textContent = result ? (result.faces ? "Four more like it" : "Fill") : "Fill";
@@ -92,7 +92,6 @@ function show() {
   $("detailing").hidden = !model.detail;
   $("save").disabled = Boolean(job) || !(result || base);
   $("zoom").hidden = !photo;
-  $("another").disabled = Boolean(job);
   showAnswers();
   draw();
 }
@@ -140,10 +139,7 @@ async function heard(event) {
 
 async function searched(event) {
   if (event.before) say(`Other searches come first: ${event.before}.`);
-  if (event.failed) {
-    say(event.failed);
-    job.failed = true;
-  }
+  if (event.failed) say(job.failed = event.failed);
   if (event.frame) {
     const bytes = Uint8Array.from(atob(event.frame), (letter) => letter.charCodeAt(0));
     const bitmap = await createImageBitmap(new Blob([bytes]));
@@ -162,13 +158,13 @@ async function searched(event) {
   if ("answer" in event) job.arriving = arrive(job, event, job.arriving);
   if (event.done) {
     await job.arriving;
-    const failed = job.failed, found = job.result?.answers.length;
-    const faces = job.result?.faces;
+    const { failed, result } = job, found = result?.answers.length;
     job = null;
     if (failed) return;
     if (!found) say("Stopped.");
-    else say(faces ? `${found} answer${found > 1 ? "s" : ""}: choose one, and save.` :
-      "No face lies there, so the hole is inpainted. Mark a face, if there is one.");
+    else if (!result.faces) say("No face was seen there, so the hole is inpainted. If there is one, undo and mark it.");
+    else say(`${found} answer${found > 1 ? "s" : ""}: choose one, and save.${photo.faces.length + marked.length ? "" :
+      " A face was seen below the paint; if not at its place, undo and mark it."}`);
   }
 }
 
@@ -178,8 +174,8 @@ async function arrive(search, event, before) {
   try {
     const query = `patch?fill=${event.fill}&answer=${event.answer}`;
     const [rough, fine] = await Promise.all([0, 1].map((detail) => askBitmap(`${query}&detail=${detail}`)));
-    const answer = { answer: event.answer, rough, fine, left: event.place[0], top: event.place[1] };
-    Object.assign(answer, { width: rough.width, height: rough.height });
+    const [[left, top], { width, height }] = [event.place, rough];
+    const answer = { answer: event.answer, rough, fine, left, top, width, height };
     if (!search.result) {
       search.result = { fill: event.fill, answers: [answer], chosen: 0, detail: search.detail, faces: search.faces };
       search.frame = null;
@@ -204,10 +200,14 @@ async function open(file) {
   if (!file || job) return;
   if (file.size > MOST) return say(`${file.name}: is too large: ${MOST >> 20} MB at most.`);
   say(`Opening ${file.name}`);
+  job = {}; // so that nothing else begins
   try {
     photo = await upload(file);
   } catch (error) {
     return say(`${file.name}: ${error.message}`);
+  } finally {
+    job = null;
+    show();
   }
   steps = [photo.transparent ? { ...EMPTY, strokes: [{ transparent: true }] } : EMPTY];
   [at, marked, marking, cursor] = [0, [], null, null];
