@@ -4,6 +4,7 @@ import asyncio
 import base64
 import concurrent.futures
 import contextlib
+import ctypes
 import secrets
 import sys
 import threading
@@ -20,6 +21,14 @@ FRAMES = 0.1  # seconds between two pictures of a search, at least
 PATIENCE = 3  # seconds that the model waits for a page to open first
 
 
+def give_memory_back():
+    """Return to the system what is free, of which glibc would keep a photo's worth, and then another one's."""
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX: threads share what is kept
+        ctypes.CDLL(None).mallopt(-3, 2**22)  # M_MMAP_THRESHOLD: what is larger is not kept
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class Page:
     """One open page: the events on their way to it, its photo, and what was filled in that."""
 
@@ -31,6 +40,7 @@ class Page:
         """Let a photo, or None, take the place of the one before."""
         self.stop()
         self.photo, self.fills, self.used = photo, {}, time.monotonic()
+        give_memory_back()
 
     def stop(self):
         """Stop its search, if there is one."""
@@ -52,6 +62,7 @@ class Searches:
 
     def __init__(self, directory):
         """directory: of the model, which is loaded when the first page opens, or after a while."""
+        give_memory_back()
         self.directory, self.queue, self.waiting = directory, asyncio.Queue(), []
         self.thread = concurrent.futures.ThreadPoolExecutor(1)
         self.wanted, self.ready = asyncio.Event(), asyncio.Event()  # a page is open; faces can be found
@@ -96,6 +107,7 @@ class Searches:
             await loop.run_in_executor(self.thread, self.search, job, loop)
         self.waiting.remove(job)
         job.page.job = None
+        give_memory_back()
         job.page.used = time.monotonic()
         job.page.events.put_nowait(dict(fill=job.number, done=True))
         self.tell_places()

@@ -6,8 +6,6 @@
 """
 
 import argparse
-import contextlib
-import ctypes
 import secrets
 import socket
 import sys
@@ -30,14 +28,6 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def give_memory_back():
-    """Have glibc return the memory of a photo to the system as soon as it is free, where it else keeps it for later."""
-    with contextlib.suppress(AttributeError, OSError):  # another C library
-        glibc = ctypes.CDLL(None)
-        glibc.mallopt(-3, 2**22)  # M_MMAP_THRESHOLD: whatever is larger is a mapping of its own
-        glibc.mallopt(-8, 2)  # M_ARENA_MAX
-
-
 def parse_args():
     parser = cli.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -51,7 +41,6 @@ def parse_args():
 
 def serve(args):
     """Serve the page until Ctrl-C."""
-    give_memory_back()
     directory = checkpoint.choose(args.checkpointDir)
     checkpoint.read_config(directory)
     try:
