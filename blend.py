@@ -145,6 +145,7 @@ def predictor(covariance, mask, shape, pool, noise):
         usual = precision[known.ravel()].min()  # that of most pixels: what all had by it is corrected by the others
         other = precision[:, 0] != usual
         squares = usual * gram(covariance) + axes[other].T @ (axes[other] * (precision[other] - usual))
+        squares = squares if other.sum() < known.sum() else axes[known.ravel()].T @ precise
     factor = scipy.linalg.cho_factor(squares + np.diag(1 / covariance.variances))
 
     def predict(deviation):
@@ -374,9 +375,9 @@ def grain(photo, hidden, seed):
     """
     height, width = (side - side % SQUARE for side in hidden.shape)
     squares = photo[:height, :width].astype(np.float64)
-    squares = squares.reshape(height // SQUARE, SQUARE, width // SQUARE, SQUARE, -1).swapaxes(1, 2)
-    squares = squares.reshape(-1, SQUARE, SQUARE, photo.shape[2])
-    whole = ~hidden[:height, :width].reshape(height // SQUARE, SQUARE, -1, SQUARE).any((1, 3)).ravel()
+    squares = squares.reshape(height // SQUARE, SQUARE, width // SQUARE, SQUARE, photo.shape[2]).swapaxes(1, 2)
+    squares = squares.reshape(height * width // SQUARE**2, SQUARE, SQUARE, photo.shape[2])
+    whole = ~hidden[:height, :width].reshape(height // SQUARE, SQUARE, width // SQUARE, SQUARE).any((1, 3)).ravel()
     clipped = ((squares <= 2) | (squares >= 253)).any((1, 2, 3))
     squares = squares[whole & ~clipped]
     if len(squares) < 4:
@@ -385,8 +386,7 @@ def grain(photo, hidden, seed):
     curves = np.linalg.qr(np.stack([x**0, x, y, x * x, x * y, y * y], 1).astype(np.float64))[0]
     noise = squares.reshape(len(squares), -1, photo.shape[2])
     noise = noise - curves @ (curves.T @ noise)
-    strengths = (noise**2).mean((1, 2))
-    noise = noise[strengths <= np.quantile(strengths, 0.25)]
+    noise = noise[(noise**2).mean((1, 2)) <= np.quantile((noise**2).mean((1, 2)), 0.25)]
     covariance = np.einsum("npc,npd->cd", noise, noise) / len(noise) / (SQUARE**2 - 6)
     if np.trace(covariance) / len(covariance) < CLEAN**2:
         return np.zeros(photo.shape)

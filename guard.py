@@ -8,12 +8,13 @@ import json
 import numpy as np
 from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.exceptions import HTTPException
-from starlette.requests import cookie_parser
+from starlette.requests import ClientDisconnect, cookie_parser
 from starlette.responses import RedirectResponse, Response
 
 import retouch
 
-SLOW = 60  # seconds that a request may take to come
+SLOW = 300  # seconds that a request may take to come
+BRUSH = 32767  # pixels, the widest that OpenCV draws
 JSON_BYTES, POINTS, PAINT = 2**21, 10**5, 10**10  # of what is painted: bytes, points, points times the brush's area
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
@@ -88,7 +89,9 @@ async def body_of(request, limit):
 
     try:
         await asyncio.wait_for(read(), SLOW)
-    except TimeoutError as error:
+    except ClientDisconnect as error:
+        raise HTTPException(400, "The upload was broken off.") from error
+    except asyncio.TimeoutError as error:
         raise HTTPException(408, f"The upload took more than {SLOW} seconds.") from error
     return bytes(data)
 
@@ -131,7 +134,7 @@ def stroke(value):
     if value.get("transparent") is True:
         return retouch.Stroke(transparent=True)
     return retouch.Stroke(
-        np.array(points(value["points"])), number(value["size"], 1, 10**5), value.get("erases") is True
+        np.array(points(value["points"])), number(value["size"], 1, BRUSH), value.get("erases") is True
     )
 
 

@@ -32,7 +32,8 @@ def give_memory_back():
 class Page:
     """One open page: the events on their way to it, its photo, and what was filled in that."""
 
-    def __init__(self):
+    def __init__(self, searches):
+        self.searches = searches  # `Searches`
         self.id, self.events, self.streams = secrets.token_urlsafe(16), asyncio.Queue(), 0
         self.photo, self.fills, self.job, self.used, self.count = None, {}, None, 0.0, 0
 
@@ -45,7 +46,14 @@ class Page:
     def stop(self):
         """Stop its search, if there is one."""
         if self.job:
-            self.job.stop.set()
+            self.searches.stop(self.job)
+
+    def renew_events(self):
+        """Let what is still to be told go to a new stream, and end the one before."""
+        before, self.events = self.events, asyncio.Queue()
+        while not before.empty():
+            self.events.put_nowait(before.get_nowait())
+        before.put_nowait(None)
 
 
 class Job:
@@ -101,14 +109,23 @@ class Searches:
             await self.do(await self.queue.get())
 
     async def do(self, job):
-        """Search, and tell the page that it is done."""
-        loop = asyncio.get_running_loop()
-        if not job.stop.is_set():
+        """Search, unless the job was stopped before its turn."""
+        if job in self.waiting:
+            loop = asyncio.get_running_loop()
             await loop.run_in_executor(self.thread, self.search, job, loop)
+            self.finish(job)
+
+    def stop(self, job):
+        """Stop a job; one that waits is done at once."""
+        job.stop.set()
+        if job in self.waiting[1:]:
+            self.finish(job)
+
+    def finish(self, job):
+        """A job is done: its page may ask for the next."""
         self.waiting.remove(job)
-        job.page.job = None
+        job.page.job, job.page.used = None, time.monotonic()
         give_memory_back()
-        job.page.used = time.monotonic()
         job.page.events.put_nowait(dict(fill=job.number, done=True))
         self.tell_places()
 
@@ -122,7 +139,7 @@ class Searches:
         """Search one job's answers, and tell its page of all that comes; runs in the thread that searches."""
 
         def tell(**event):
-            loop.call_soon_threadsafe(job.page.events.put_nowait, dict(fill=job.number, **event))
+            loop.call_soon_threadsafe(lambda: job.page.events.put_nowait(dict(fill=job.number, **event)))
 
         def frame(generated):
             picture = preview.encoded(show(fill, generated, self.model), "WEBP", job.photo, quality=90, method=0)

@@ -51,7 +51,8 @@ def serve(args):
     port = listening.getsockname()[1]
     local = args.host in LOCAL
     token = None if local else secrets.token_urlsafe(24)
-    hosts = [f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]")] if local else None
+    names = ["127.0.0.1", "localhost", "[::1]"]
+    hosts = [f"{name}:{port}" for name in names] + (names if port == 80 else []) if local else None
     name = socket.gethostname() if args.host in ("0.0.0.0", "::") else args.host
     name = f"[{name}]" if ":" in name else name
     site = server.Site(directory)
@@ -60,7 +61,15 @@ def serve(args):
         f"model: {directory}\nopen http://{name}:{port}/{f'?token={token}' if token else ''}   (Ctrl-C stops)",
         flush=True,
     )
-    config = uvicorn.Config(app, log_level="error", access_log=False, server_header=False, ws="none", lifespan="on")
+    config = uvicorn.Config(
+        app,
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        ws="none",
+        lifespan="on",
+        timeout_graceful_shutdown=3,
+    )
     config.site = site
     Server(config).run(sockets=[listening])
 

@@ -28,8 +28,8 @@ import masks
 import photos
 import utils
 
-FORMATS = ["PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF"]
-BYTES, PIXELS, SIDES = 64 * 2**20, 50 * 10**6, (16, 20000)  # of a photo, at most; pixels of a side
+FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"]
+BYTES, PIXELS, SIDE, SLIM = 64 * 2**20, 50 * 10**6, 32, 20  # of a photo: at most, at least, and length by width
 LOOK = 1600  # pixels of the longer side at which faces are looked for
 CROP = 64  # pixels of the crops that are outlined, which have the same outline in all sizes
 SURE = 0.15  # the detector's score from which a face is outlined: two false ones in 24 photos had less, no true one
@@ -104,8 +104,8 @@ def open_photo(data, seer):
     """The `Photo` in the bytes of an image file; raises UserError for what is none, or too large."""
     try:
         image = utils.decode(io.BytesIO(data), FORMATS, PIXELS)
-        if min(image.size) < SIDES[0] or max(image.size) > SIDES[1]:
-            raise ValueError(f"{image.width}x{image.height} pixels; a side has to have {SIDES[0]} to {SIDES[1]}")
+        if min(image.size) < SIDE or max(image.size) > SLIM * min(image.size):
+            raise ValueError(f"{image.width}x{image.height} pixels are too small, or too slim")
         pixels = np.asarray(image.convert("L" if image.mode in photos.GREY else "RGB"))
         alpha = np.asarray(image.convert("RGBA"))[..., 3] if image.has_transparency_data else None
         kept, _ = photos.keepable(io.BytesIO(data), image)
@@ -130,7 +130,7 @@ def looked_at(pixels):
     if scale < 1:
         size = max(1, round(width * scale)), max(1, round(height * scale))
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).reshape(*size[::-1], -1)
-    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:2], 3))), scale
+    return np.array(np.broadcast_to(pixels, (*pixels.shape[:2], 3)), order="C"), scale
 
 
 def to_photo(pixels, scale):
@@ -249,6 +249,7 @@ def landmarks_of(photo, pixels, hidden, seer, marked):
     places = to_photo(np.argwhere(hole)[:, ::-1], scale)
     others = [seen for seen in photo.seen if not any(holds(each, seen.landmarks[33:34]) for each in by_hand)]
     touched = [seen for seen in others if holds(seen.landmarks, places)]
+    by_hand = [each for each in by_hand if holds(each, places)]
     with LOOKING:
         if touched or by_hand:
             return by_hand + [read_again(small, hole, seen, scale, seer) for seen in touched]

@@ -112,17 +112,20 @@ class Site:
         if page is None:
             if len(self.pages) >= PAGES:
                 raise HTTPException(503, f"{PAGES} pages are open: close one.")
-            page = jobs.Page()
+            page = jobs.Page(self.searches)
             self.pages[page.id] = page
+        else:
+            page.renew_events()
         loop = asyncio.get_running_loop()
         loop.call_later(AWAY, self.forget, page)
 
-        async def stream():
+        async def stream(events):
             page.streams, event = page.streams + 1, None
             try:
-                yield sent(dict(page=page.id, photo=page.photo is not None) | self.searches.state())
+                known = dict(page=page.id, photo=page.photo is not None, job=page.job and page.job.number)
+                yield sent(known | self.searches.state())
                 while True:
-                    event = event or asyncio.ensure_future(page.events.get())
+                    event = event or asyncio.ensure_future(events.get())
                     done, _ = await asyncio.wait([event], timeout=10)
                     if done and event.result() is None:
                         return
@@ -136,7 +139,7 @@ class Site:
                     page.stop()
                     loop.call_later(AWAY, self.forget, page)
 
-        return StreamingResponse(stream(), media_type="text/event-stream")
+        return StreamingResponse(stream(page.events), media_type="text/event-stream")
 
     async def upload(self, request):
         """Take the photo that is the request's body; answers its size and the outlines of its faces."""
@@ -166,8 +169,8 @@ class Site:
 
     async def fill(self, request):
         """Queue the search that fills what is painted; answers its number."""
-        page = self.page_of(request)
         wish = await guard.wish_of(request)
+        page = self.page_of(request)
         if page.job:
             raise HTTPException(409, "A search is going on: stop it first.")
         if self.searches.model is None:

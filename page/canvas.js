@@ -164,6 +164,8 @@ export function drawThumbnail(canvas, photo, layers, around) {
   const side = 1.3 * Math.max(around.width, around.height, 32);
   const scale = canvas.width / side;
   const context = canvas.getContext("2d");
+  context.setTransform(1, 0, 0, 1, 0, 0);
+  context.clearRect(0, 0, canvas.width, canvas.height);
   context.setTransform(scale, 0, 0, scale, -scale * (around.left + around.width / 2 - side / 2),
     -scale * (around.top + around.height / 2 - side / 2));
   context.imageSmoothingQuality = "high";

@@ -1,14 +1,14 @@
 // The page: what is painted is a list of steps that can be undone, and the server searches what fills it.
 //
-// A step holds the strokes that are painted; the layers that were filled below them, and `base`, which names the last
-// of those to the server; and the result, once the hole is filled.
+// A step holds the strokes that are painted and the faces that are marked, three points each; the layers that were
+// filled below, and `base`, which names the last of them to the server; and the result, once the hole is filled.
 
 import { follow } from "/brush.js";
 import * as canvas from "/canvas.js";
 import { ask, askBitmap, listen } from "/server.js";
 
 const $ = (id) => document.getElementById(id);
-const EMPTY = { strokes: [], layers: [], base: null, result: null };
+const EMPTY = { strokes: [], marked: [], layers: [], base: null, result: null };
 const MOST = 64 * 2 ** 20; // bytes of a photo
 const POINTS = ["the inner corner of the eye on the left", "the inner corner of the eye on the right",
   "the middle of the lower lip's lower edge"];
@@ -16,8 +16,7 @@ const POINTS = ["the inner corner of the eye on the left", "the inner corner of 
 let model = { ready: false, failure: null, detail: true };
 let photo = null; // width, height, bitmap, faces, transparent, file
 let steps = [EMPTY], at = 0;
-let marked = []; // faces by hand, three points each
-let marking = null; // the points of the next one so far
+let marking = null, pressed = null; // the points of the next face so far, and the one that is being set
 let job = null; // the search that goes on: its number, frame, losses
 let stroke = null, cursor = null; // the one that is being painted; where the pointer is, or the cross
 let original = false; // whether it is shown
@@ -36,10 +35,10 @@ function push(next) {
 
 // what a new stroke is painted on: the result, where there is one
 function ground() {
-  const { strokes, layers, base, result } = step();
-  if (!result) return { strokes, layers, base, result };
+  const { layers, result } = step();
+  if (!result) return step();
   const chosen = result.answers[result.chosen];
-  return { strokes: [], layers: [...layers, { ...chosen, detail: result.detail }], base: nameOf(result), result: null };
+  return { ...step(), strokes: [], layers: [...layers, { ...chosen, detail: result.detail }], base: nameOf(result), result: null };
 }
 
 function nameOf(result) {
@@ -47,7 +46,7 @@ function nameOf(result) {
 }
 
 function size() {
-  return Math.min(photo.width, photo.height) * 0.004 * 100 ** ($("size").value / 100);
+  return Math.max(1, Math.min(photo.width, photo.height) * 0.004 * 100 ** ($("size").value / 100));
 }
 
 // drawing
@@ -63,7 +62,7 @@ function draw() {
     const above = job?.frame ? [job.frame] : chosen || [];
     canvas.drawPhoto(photo, original ? [] : [...layers, ...above]);
     const hidden = original || result || job?.frame;
-    const seen = job ? job.outlines || [] : [...(photo?.faces || []), ...marked.map(canvas.roughly)];
+    const seen = job ? job.outlines || [] : [...(photo?.faces || []), ...step().marked.map(canvas.roughly)];
     const outlines = original || result ? [] : seen;
     canvas.drawOverlay(photo, {
       strokes: hidden ? (stroke ? [stroke] : []) : [...strokes, ...(stroke ? [stroke] : [])],
@@ -127,12 +126,13 @@ function choose(i) {
 // the server
 
 async function heard(event) {
+  if (event.page && job && (event.anew || (job.fill && event.job !== job.fill))) job = null; // it ended unheard
   if (event.lost) say("The server does not answer. Does paint.py still run?");
   if ("ready" in event) {
     model = event;
     say(event.failure || (event.ready ? (photo ? "" : "Ready.") : "The model is loading."));
   }
-  if ((event.anew || event.gone) && photo) photo.gone = true;
+  if (photo && (event.gone || (event.page && !event.photo))) photo.gone = true;
   if (event.fill && job && event.fill === (job.fill ??= event.fill)) await searched(event);
   show();
 }
@@ -163,7 +163,7 @@ async function searched(event) {
     if (failed) return;
     if (!found) say("Stopped.");
     else if (!result.faces) say("No face was seen there, so the hole is inpainted. If there is one, undo and mark it.");
-    else say(`${found} answer${found > 1 ? "s" : ""}: choose one, and save.${photo.faces.length + marked.length ? "" :
+    else say(`${found} answer${found > 1 ? "s" : ""}: choose one, and save.${photo.faces.length + step().marked.length ? "" :
       " A face was seen below the paint; if not at its place, undo and mark it."}`);
   }
 }
@@ -204,13 +204,14 @@ async function open(file) {
   try {
     photo = await upload(file);
   } catch (error) {
+    if (photo) photo.gone = true; // the server may have the other one
     return say(`${file.name}: ${error.message}`);
   } finally {
     job = null;
     show();
   }
   steps = [photo.transparent ? { ...EMPTY, strokes: [{ transparent: true }] } : EMPTY];
-  [at, marked, marking, cursor] = [0, [], null, null];
+  [at, marking, cursor] = [0, null, null];
   canvas.fit(photo);
   const count = photo.faces.length;
   say(count ? `${count} face${count > 1 ? "s" : ""} found. Paint over what is to go.` :
@@ -223,24 +224,26 @@ async function open(file) {
 async function again() {
   if (!photo.gone) return;
   photo = { ...(await upload(photo.file)), transparent: photo.transparent };
-  if (step().base || step().result) {
-    steps = [{ ...EMPTY, strokes: step().strokes }];
-    at = 0;
+  const { base, result, strokes, marked } = step();
+  [steps, at] = [[{ ...EMPTY, strokes, marked }], 0];
+  if (base || result) {
     throw new Error("The photo was not used for long, and what had been filled is lost; what was painted last is there.");
   }
 }
 
 async function fill() {
   if ($("fill").disabled) return;
+  if (stroke) endStroke();
+  const search = job = { losses: [], frames: 0 };
+  say("Searching");
+  show();
   try {
     await again();
-    const { strokes, base, result } = step();
+    const { strokes, marked, base, result } = step();
+    Object.assign(search, { step: step(), detail: result ? result.detail : $("detail").value / 100 });
     const wish = { strokes, base, marked, near: result && nameOf(result) };
-    job = { losses: [], frames: 0, detail: result ? result.detail : $("detail").value / 100, step: step() };
-    say("Searching");
-    show();
     const response = await ask("fills", { method: "POST", body: JSON.stringify(wish) });
-    job.fill = (await response.json()).fill; // its first events may have come before
+    search.fill = (await response.json()).fill; // its first events may have come before
   } catch (error) {
     job = null;
     say(error.message);
@@ -273,13 +276,11 @@ async function save() {
 
 function mark(point) {
   marking = [...marking, point];
-  if (marking.length === 3) {
-    marked = [...marked, marking];
-    marking = null;
-    say("Marked. Paint over what is to go.");
-  } else {
-    say(`Mark ${POINTS[marking.length]}.`);
-  }
+  if (marking.length < 3) return say(`Mark ${POINTS[marking.length]}.`);
+  const below = ground();
+  push({ ...below, marked: [...below.marked, marking] });
+  marking = null;
+  say("Marked. Paint over what is to go.");
   show();
 }
 
@@ -299,15 +300,19 @@ function endStroke() {
 follow($("overlay"), {
   photo: () => photo,
   start(point) {
-    if (marking) mark(point);
+    if (marking) pressed = point;
     else if (!job) startStroke(point);
   },
   extend(point) {
     const last = stroke?.points.at(-1);
     if (last && Math.hypot(point[0] - last[0], point[1] - last[1]) >= Math.max(0.5, stroke.size / 12)) stroke.points.push(point);
   },
-  finish: () => stroke && endStroke(),
-  cancel: () => { stroke = null; },
+  finish() {
+    if (pressed) mark(pressed);
+    if (stroke) endStroke();
+    pressed = null;
+  },
+  cancel: () => { pressed = stroke = null; },
   point: () => cursor?.place,
   hover: (place) => { cursor = place && { place }; },
   changed: draw,
@@ -338,17 +343,12 @@ function hold(on) {
   draw();
 }
 
-$("undo").onclick = () => go(-1);
-$("redo").onclick = () => go(1);
+[$("undo").onclick, $("redo").onclick] = [() => go(-1), () => go(1)];
 $("clear").onclick = () => push({ ...step(), strokes: [], result: null });
-$("mark").onclick = toggleMarking;
-$("fill").onclick = fill;
-$("stop").onclick = stop;
-$("save").onclick = save;
+for (const [id, action] of [["mark", toggleMarking], ["fill", fill], ["stop", stop], ["save", save]]) $(id).onclick = action;
 $("choose").onclick = $("another").onclick = () => $("file").click();
 $("file").onchange = ({ target }) => { open(target.files[0]); target.value = ""; };
-$("smaller").onclick = () => zoomBy(1 / 1.4);
-$("larger").onclick = () => zoomBy(1.4);
+[$("smaller").onclick, $("larger").onclick] = [() => zoomBy(1 / 1.4), () => zoomBy(1.4)];
 $("fit").onclick = () => { if (photo) canvas.fit(photo); draw(); };
 $("size").oninput = draw;
 $("detail").oninput = ({ target }) => { step().result.detail = target.value / 100; show(); };

@@ -22,7 +22,7 @@ export function listen(heard) {
       event.anew = event.page !== page;
       page = event.page;
     }
-    before = before.then(() => heard(event));
+    before = before.then(() => heard(event)).catch((error) => console.error(error));
   };
   events.onerror = () => {
     events.close();

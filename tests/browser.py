@@ -28,7 +28,7 @@ def serving(*flags):
         finally:
             server.send_signal(signal.SIGINT)
             complaint = server.communicate(timeout=60)[1]
-    assert (complaint, server.returncode) == ("paint.py: stopped\n", 130)
+    assert complaint == "paint.py: stopped\n" and server.returncode == 130, complaint
 
 
 @contextlib.contextmanager

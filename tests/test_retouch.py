@@ -134,6 +134,17 @@ def test_without_a_face_the_hole_is_inpainted(seer, model):
     np.testing.assert_array_equal(retouch.current(photo, filled)[0], expected)
 
 
+def test_a_mark_elsewhere_hinders_nothing(seer, model):
+    photo = opened(PORTRAIT, seer)
+    elsewhere = [[(20, 240), (40, 240), (30, 270)]]
+    for seen in (photo, photo._replace(seen=[])):
+        fills = [
+            retouch.with_faces(seen, retouch.begin(seen, STROKES), model, seer, marked) for marked in ((), elsewhere)
+        ]
+        assert len(fills[0].matrices) == 1
+        np.testing.assert_array_equal(fills[0].matrices, fills[1].matrices)
+
+
 def test_what_is_filled_is_the_base_of_what_comes_next(seer, model):
     photo = opened(PORTRAIT, seer)
     first = found(retouch.with_faces(photo, retouch.begin(photo, STROKES), model, seer), model)
@@ -254,7 +265,28 @@ def test_what_is_no_photo_is_refused(seer, data):
         retouch.open_photo(data, seer)
 
 
-@pytest.mark.parametrize("size", [(3, 300), (25000, 16)])
-def test_sides_have_limits(seer, size):
-    with pytest.raises(cli.UserError, match="a side has to have"):
+@pytest.mark.parametrize("size", [(3, 300), (2500, 40)])
+def test_shapes_have_limits(seer, size):
+    with pytest.raises(cli.UserError, match="too small, or too slim"):
         opened(np.zeros((*size, 3), np.uint8), seer)
+
+
+@pytest.mark.parametrize(
+    "kind, mode", [("WEBP", "RGB"), ("TIFF", "CMYK"), ("GIF", "P"), ("BMP", "1"), ("JPEG", "CMYK")]
+)
+def test_other_kinds_of_files_are_opened(seer, kind, mode):
+    file = io.BytesIO()
+    Image.fromarray(PORTRAIT).convert(mode).save(file, kind)
+    photo = retouch.open_photo(file.getvalue(), seer)
+    assert photo.pixels.shape == (300, 300, 1 if mode == "1" else 3)
+    if mode in ("RGB", "CMYK"):
+        assert np.abs(photo.pixels.astype(float) - PORTRAIT).mean() < 4
+
+
+def test_a_slim_photo_is_filled(seer, model):
+    photo = opened(np.random.default_rng(0).integers(0, 256, (40, 780, 3), np.uint8), seer)
+    fill = retouch.begin(photo, [retouch.Stroke(np.array([[10.0, 20.0], [770.0, 20.0]]), 36.0)])
+    box, show = preview.previewer(photo, fill)
+    assert np.asarray(show(fill, None, model))[..., 3].any()
+    found(fill, model)
+    assert (retouch.render(photo, fill, 0, 1, model) != photo.pixels[fill.part]).any()
