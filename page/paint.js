@@ -23,9 +23,7 @@ let original = false; // whether it is shown
 
 const step = () => steps[at];
 
-function say(text) {
-  $("status").textContent = text;
-}
+const say = (text) => { $("status").textContent = text; };
 
 function push(next) {
   steps = [...steps.slice(0, at + 1), next];
@@ -79,7 +77,7 @@ function show() {
   for (const id of ["painting", "filling"]) $(id).disabled = !photo;
   $("undo").disabled = Boolean(job) || at === 0;
   $("redo").disabled = Boolean(job) || at === steps.length - 1;
-  $("clear").disabled = Boolean(job) || !(strokes.length || result);
+  $("clear").disabled = Boolean(job) || !strokes.length || Boolean(result);
   $("mark").disabled = $("another").disabled = Boolean(job);
   $("mark").setAttribute("aria-pressed", Boolean(marking));
   $("fill").disabled = Boolean(job) || !model.ready || !strokes.length;
@@ -213,8 +211,10 @@ async function open(file) {
   steps = [photo.transparent ? { ...EMPTY, strokes: [{ transparent: true }] } : EMPTY];
   [at, marking, cursor] = [0, null, null];
   canvas.fit(photo);
+  canvas.drawPlot($("plot"), [], 2);
   const count = photo.faces.length;
-  say(count ? `${count} face${count > 1 ? "s" : ""} found. Paint over what is to go.` :
+  if (photo.transparent) say("Paint over what is to go, or fill: what is transparent is painted already.");
+  else say(count ? `${count} face${count > 1 ? "s" : ""} found. Paint over what is to go.` :
     "No face found yet. Paint over all that is damaged: a face is looked for again below the paint.");
   show();
   $("overlay").focus();
@@ -234,6 +234,7 @@ async function again() {
 async function fill() {
   if ($("fill").disabled) return;
   if (stroke) endStroke();
+  marking = null;
   const search = job = { losses: [], frames: 0 };
   say("Searching");
   show();
@@ -322,7 +323,7 @@ follow($("overlay"), {
 
 function toggleMarking() {
   marking = marking ? null : [];
-  say(marking ? `Mark ${POINTS[0]}.` : "");
+  say(marking ? `Mark ${POINTS[0]}.` : "Paint over what is to go.");
   show();
   if (marking) $("overlay").focus();
 }
@@ -330,6 +331,7 @@ function toggleMarking() {
 function go(by) {
   if (job || !steps[at + by]) return;
   at += by;
+  say(step().result ? "Choose an answer, and save." : "Paint over what is to go.");
   show();
 }
 
@@ -338,13 +340,10 @@ function zoomBy(factor) {
   draw();
 }
 
-function hold(on) {
-  original = on;
-  draw();
-}
+const hold = (on) => { original = on; draw(); };
 
 [$("undo").onclick, $("redo").onclick] = [() => go(-1), () => go(1)];
-$("clear").onclick = () => push({ ...step(), strokes: [], result: null });
+$("clear").onclick = () => push({ ...step(), strokes: [] });
 for (const [id, action] of [["mark", toggleMarking], ["fill", fill], ["stop", stop], ["save", save]]) $(id).onclick = action;
 $("choose").onclick = $("another").onclick = () => $("file").click();
 $("file").onchange = ({ target }) => { open(target.files[0]); target.value = ""; };
@@ -365,7 +364,7 @@ for (const button of document.querySelectorAll("[data-demo]")) {
 
 const KEYS = {
   b: () => $("brush").click(), e: () => $("eraser").click(), m: () => photo && !job && toggleMarking(), f: fill,
-  s: save, Escape: stop, 0: () => $("fit").click(), "+": () => zoomBy(1.4), "-": () => zoomBy(1 / 1.4),
+  s: save, Escape: () => marking ? toggleMarking() : stop(), 0: () => $("fit").click(), "+": () => zoomBy(1.4), "-": () => zoomBy(1 / 1.4),
   "[": () => { $("size").value -= 4; draw(); }, "]": () => { $("size").value -= -4; draw(); },
   1: () => choose(0), 2: () => choose(1), 3: () => choose(2), 4: () => choose(3), o: () => hold(true),
 };
