@@ -142,10 +142,10 @@ def predictor(covariance, mask, shape, pool, noise):
         known = np.broadcast_to(mask, shape)
         precision = (known / (alone + (surrounded - alone) * surroundings(mask))).astype(np.float32).reshape(-1, 1)
         precise = (axes * precision)[known.ravel()]
-        usual = precision[known.ravel()].min()  # that of most pixels: what all had by it is corrected by the others
+        usual = precision[known.ravel()].min()  # that of most pixels, as a rule: the others correct what all had by it
         other = precision[:, 0] != usual
-        squares = usual * gram(covariance) + axes[other].T @ (axes[other] * (precision[other] - usual))
-        squares = squares if other.sum() < known.sum() else axes[known.ravel()].T @ precise
+        start, summed = (usual, other) if other.sum() < known.sum() else (0, known.ravel())
+        squares = start * gram(covariance) + axes[summed].T @ (axes[summed] * (precision[summed] - start))
     factor = scipy.linalg.cho_factor(squares + np.diag(1 / covariance.variances))
 
     def predict(deviation):
@@ -158,7 +158,8 @@ def predictor(covariance, mask, shape, pool, noise):
 @functools.lru_cache(2)
 def gram(covariance):
     """The products of all pairs of axes, (K, K): those of a unit matrix, but for rounding."""
-    return (axes := covariance.axes.astype(np.float32)).T @ axes
+    axes = covariance.axes.astype(np.float32)
+    return axes.T @ axes
 
 
 def surroundings(mask):
@@ -226,8 +227,7 @@ def poisson(image, generated, mask):
     if not known.any():
         return generated.copy()
     error = np.where(known, image, generated).astype(np.float64) - generated
-    correction = harmonic(error, ~known[..., 0], known[..., 0])
-    return np.where(known, image, generated + correction).astype(np.float32)
+    return np.where(known, image, generated + harmonic(error, ~known[..., 0], known[..., 0])).astype(np.float32)
 
 
 def harmonic(values, unknown, known, exact=EXACT):
@@ -304,8 +304,7 @@ def into_photo(photo, hidden, crops, matrices, seed=0):
                 continue
             face = enlarged(crop, shifted(matrix, part), rest.shape)
             error = np.where(rest[..., None], 0.0, filled - face)
-            correction = harmonic(error, own, ~rest)
-            filled[own] = (face + correction)[own]
+            filled[own] = (face + harmonic(error, own, ~rest))[own]
             rest &= ~own
         left[part] = rest
         filled = inpainted(filled, rest)
@@ -386,7 +385,8 @@ def grain(photo, hidden, seed):
     curves = np.linalg.qr(np.stack([x**0, x, y, x * x, x * y, y * y], 1).astype(np.float64))[0]
     noise = squares.reshape(len(squares), -1, photo.shape[2])
     noise = noise - curves @ (curves.T @ noise)
-    noise = noise[(noise**2).mean((1, 2)) <= np.quantile((noise**2).mean((1, 2)), 0.25)]
+    strengths = (noise**2).mean((1, 2))
+    noise = noise[strengths <= np.quantile(strengths, 0.25)]
     covariance = np.einsum("npc,npd->cd", noise, noise) / len(noise) / (SQUARE**2 - 6)
     if np.trace(covariance) / len(covariance) < CLEAN**2:
         return np.zeros(photo.shape)

@@ -107,7 +107,9 @@ def points(value, most=POINTS):
     """A list of x and y of a request, as such; raises ValueError if it is none."""
     if not isinstance(value, list) or not 0 < len(value) <= most:
         raise ValueError("not a list of points")
-    return [[number(x, -1e6, 1e6) for x in pair] for pair in value if len(pair) == 2 or points(None)]
+    if any(len(pair) != 2 for pair in value):
+        raise ValueError("a point has an x and a y")
+    return [[number(x, -1e6, 1e6) for x in pair] for pair in value]
 
 
 def answer(value):

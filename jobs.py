@@ -101,7 +101,7 @@ class Searches:
     def state(self):
         """What a page is told first, and once the model is loaded."""
         detail = self.model is None or self.model.covariance is not None
-        return dict(ready=self.model is not None, failure=self.failure, detail=detail)
+        return dict(ready=self.model is not None, failure=self.failure, detail=detail, bytes=retouch.BYTES)
 
     async def run(self):
         """Do one job after the other, for ever."""

@@ -166,6 +166,11 @@ def check_unchanged(image, kind, parts):
             raise cli.UserError(f"{part.origin.source}: has changed since its faces were cut out; run align.py again")
 
 
+def pixels_of(picture, grey):
+    """A Pillow image as uint8 (H, W, 1) if it is to be `grey`, else (H, W, 3)."""
+    return np.asarray(picture.convert("L" if grey else "RGB")).reshape(picture.height, picture.width, -1)
+
+
 def put_back(path, parts, kind, seed=0):
     """Write a photo whose hole is filled from its completed crops to `path`, a PNG file, at its own size and upright.
 
@@ -178,13 +183,10 @@ def put_back(path, parts, kind, seed=0):
     hidden = hidden_in_photo(image, kind, parts)
     check_unchanged(image, kind, parts)
     kept, lost = keepable(source, image)
-    mode = "L" if image.mode in GREY else "RGB"
-
-    def pixels(picture):
-        return np.asarray(picture.convert(mode)).reshape(picture.height, picture.width, -1)
-
-    crops = [pixels(utils.to_picture(part.completed)) for part in parts]
-    filled, outside = blend.into_photo(pixels(image), hidden, crops, [part.matrix for part in parts], seed)
+    grey = image.mode in GREY
+    crops = [pixels_of(utils.to_picture(part.completed), grey) for part in parts]
+    matrices = [part.matrix for part in parts]
+    filled, outside = blend.into_photo(pixels_of(image, grey), hidden, crops, matrices, seed)
     with utils.writing(path) as file:
         utils.to_picture(filled).save(file, "PNG", **kept)
     if lost:

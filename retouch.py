@@ -106,14 +106,13 @@ def open_photo(data, seer):
         image = utils.decode(io.BytesIO(data), FORMATS, PIXELS)
         if min(image.size) < SIDE or max(image.size) > SLIM * min(image.size):
             raise ValueError(f"{image.width}x{image.height} pixels are too small, or too slim")
-        pixels = np.asarray(image.convert("L" if image.mode in photos.GREY else "RGB"))
+        pixels = photos.pixels_of(image, image.mode in photos.GREY)
         alpha = np.asarray(image.convert("RGBA"))[..., 3] if image.has_transparency_data else None
         kept, _ = photos.keepable(io.BytesIO(data), image)
     except Exception as error:  # Pillow raises anything on a damaged file
         why = "it is no image, or damaged" if isinstance(error, OSError | SyntaxError) else error
         raise cli.UserError(f"cannot be opened ({why}); choose a PNG, JPEG or WebP file") from error
     alpha = None if alpha is None or alpha.min() == 255 else alpha
-    pixels = pixels.reshape(*pixels.shape[:2], -1)
     small, scale = looked_at(pixels if alpha is None else np.where(alpha[..., None] < 255, np.uint8(128), pixels))
     with LOOKING:
         boxes, _, _ = seer.detector.run(small, 1, SURE)
@@ -320,9 +319,8 @@ def find_answers(fill, model, stop, seed=0, near=None, **settings):
 def crops(photo, fill, generated, detail, model):
     """The completed crops of a fill's faces, in the photo's colours: uint8 (size, size, C) each."""
     joined = blend.join(fill.images, generated, fill.holes.masks, model.covariance, detail)
-    mode, channels = ("L", 1) if photo.pixels.shape[2] == 1 else ("RGB", 3)
-    pictures = [utils.to_picture(crop).convert(mode) for crop in utils.to_uint8(joined)]
-    return [np.asarray(picture).reshape(*picture.size, channels) for picture in pictures]
+    grey = photo.pixels.shape[2] == 1
+    return [photos.pixels_of(utils.to_picture(crop), grey) for crop in utils.to_uint8(joined)]
 
 
 def render(photo, fill, answer, detail, model):

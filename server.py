@@ -177,7 +177,7 @@ class Site:
             raise HTTPException(503, self.searches.failure or "The model is still loading.")
         job = page.job = jobs.Job(page)
         try:
-            base, job.near, job.marked = None, None, wish["marked"]
+            base, job.marked = None, wish["marked"]
             if wish["base"]:
                 base = await self.run(retouch.onto, job.photo, *self.answer_of(page, wish["base"]), self.searches.model)
             if wish["near"]:
@@ -225,10 +225,9 @@ def sent(event):
 def picture_of(function, photo, *args):
     """The response that shows the Pillow image that a function makes of a photo, in the photo's colours."""
     picture = function(photo, *args)
-    kind, options = (
-        ("PNG", dict(compress_level=1)) if picture.mode == "RGBA" else ("JPEG", dict(quality=95, subsampling=0))
-    )
-    return Response(preview.encoded(picture, kind, photo, **options), media_type=f"image/{kind.lower()}")
+    if picture.mode == "RGBA":
+        return Response(preview.encoded(picture, "PNG", photo, compress_level=1), media_type="image/png")
+    return Response(preview.encoded(picture, "JPEG", photo, quality=95, subsampling=0), media_type="image/jpeg")
 
 
 def file(name):

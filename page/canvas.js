@@ -69,11 +69,11 @@ function begin(canvas) {
 
 // A layer is a hole that was filled: at detail 0 it is `rough`, at detail 1 `fine`, and between them a mixture, as the
 // blending itself is linear in its detail.
-export function drawLayer(context, layer) {
+function drawLayer(context, layer) {
   for (const [bitmap, alpha] of [[layer.rough, 1], [layer.fine, layer.detail]]) {
     if (bitmap) {
       context.globalAlpha = alpha;
-      context.drawImage(bitmap, layer.left, layer.top, layer.width || bitmap.width, layer.height || bitmap.height);
+      context.drawImage(bitmap, layer.left, layer.top, layer.width, layer.height);
     }
   }
   context.globalAlpha = 1;

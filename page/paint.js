@@ -9,11 +9,10 @@ import { ask, askBitmap, listen } from "/server.js";
 
 const $ = (id) => document.getElementById(id);
 const EMPTY = { strokes: [], marked: [], layers: [], base: null, result: null };
-const MOST = 64 * 2 ** 20; // bytes of a photo
 const POINTS = ["the inner corner of the eye on the left", "the inner corner of the eye on the right",
   "the middle of the lower lip's lower edge"];
 
-let model = { ready: false, failure: null, detail: true };
+let model = { ready: false, failure: null, detail: true, bytes: 0 }; // bytes: a photo's, at most
 let photo = null; // width, height, bitmap, faces, transparent, file
 let steps = [EMPTY], at = 0;
 let marking = null, pressed = null; // the points of the next face so far, and the one that is being set
@@ -63,9 +62,9 @@ function draw() {
     const seen = job ? job.outlines || [] : [...(photo?.faces || []), ...step().marked.map(canvas.roughly)];
     const outlines = original || result ? [] : seen;
     canvas.drawOverlay(photo, {
-      strokes: hidden ? (stroke ? [stroke] : []) : [...strokes, ...(stroke ? [stroke] : [])],
+      strokes: [...(hidden ? [] : strokes), ...(stroke ? [stroke] : [])],
       outlines, points: marking || [],
-      cursor: cursor && { ...cursor, size: photo ? size() : 0, cross: Boolean(marking) || cursor.cross },
+      cursor: cursor && { ...cursor, size: photo ? size() : 0, cross: Boolean(marking) },
     });
   });
 }
@@ -80,9 +79,8 @@ function show() {
   $("clear").disabled = Boolean(job) || !strokes.length || Boolean(result);
   $("mark").disabled = $("another").disabled = Boolean(job);
   $("mark").setAttribute("aria-pressed", Boolean(marking));
-  $("fill").disabled = Boolean(job) || !model.ready || !strokes.length;
-  $("fill").textContent = result ? (result.faces ? "Four more like it" : "Fill") : "Fill";
-  if (result && !result.faces) $("fill").disabled = true;
+  $("fill").disabled = Boolean(job) || !model.ready || !strokes.length || Boolean(result && !result.faces);
+  $("fill").textContent = result?.faces ? "Four more like it" : "Fill";
   $("stop").disabled = !job;
   $("choosing").disabled = !result && !base;
   $("detail").disabled = !result;
@@ -196,7 +194,7 @@ async function upload(file) {
 
 async function open(file) {
   if (!file || job) return;
-  if (file.size > MOST) return say(`${file.name}: is too large: ${MOST >> 20} MB at most.`);
+  if (file.size > model.bytes) return say(`${file.name}: is too large: ${model.bytes >> 20} MB at most.`);
   say(`Opening ${file.name}`);
   job = {}; // so that nothing else begins
   try {
@@ -278,11 +276,10 @@ async function save() {
 function mark(point) {
   marking = [...marking, point];
   if (marking.length < 3) return say(`Mark ${POINTS[marking.length]}.`);
-  const below = ground();
-  push({ ...below, marked: [...below.marked, marking] });
+  const below = ground(), marked = [...below.marked, marking];
   marking = null;
+  push({ ...below, marked });
   say("Marked. Paint over what is to go.");
-  show();
 }
 
 function startStroke(point) {
@@ -342,7 +339,8 @@ function zoomBy(factor) {
 
 const hold = (on) => { original = on; draw(); };
 
-[$("undo").onclick, $("redo").onclick] = [() => go(-1), () => go(1)];
+$("undo").onclick = () => go(-1);
+$("redo").onclick = () => go(1);
 $("clear").onclick = () => push({ ...step(), strokes: [] });
 for (const [id, action] of [["mark", toggleMarking], ["fill", fill], ["stop", stop], ["save", save]]) $(id).onclick = action;
 $("choose").onclick = $("another").onclick = () => $("file").click();

@@ -1,6 +1,5 @@
 """The page in a real browser; without one these tests are skipped."""
 
-import io
 import re
 
 import cv2
@@ -12,7 +11,7 @@ from browser import CHROMIUM, Painter, chromium, serving
 from conftest import ROOT, run
 from PIL import Image
 from playwright.sync_api import expect
-from test_retouch import near_strokes
+from test_retouch import bomb, near_strokes
 
 import checkpoint
 import faces
@@ -209,12 +208,6 @@ def test_two_pages_and_one_that_is_closed(painter, portrait):
     for page in (second, third):
         page.says("choose one")
         assert page.page.locator("#answers label").count() == 4
-
-
-def bomb():
-    file = io.BytesIO()
-    Image.new("1", (20000, 20000)).save(file, "PNG")
-    return file.getvalue()
 
 
 def test_what_is_no_photo_is_told(painter, portrait, tmp_path):
