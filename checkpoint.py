@@ -88,6 +88,16 @@ def find(directory):
     return [str(path) for path in sorted(found, key=lambda path: int(path.name[5:]), reverse=True)]
 
 
+def newest(directory):
+    """What a message calls the newest checkpoint in a directory, which may be another machine's."""
+    return (find(directory) or ["the newest checkpoint"])[0]
+
+
+def go_on_from(directory):
+    """What can be done when a worker is lost: how to go on, and from which checkpoint."""
+    return f"start all again with the same command: they go on from {newest(directory)}"
+
+
 def find_original(directory):
     """The newest checkpoint of the original code, ".../DCGAN.model-STEP", or None; ours go first if both are there."""
     found = {path.name.removesuffix(".index") for path in Path(directory).glob("DCGAN.model-*")}

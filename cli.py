@@ -82,6 +82,7 @@ def add_run_flags(parser, epochs, samples, evaluated):
     add("--cache_mb", type=number(int, 0), metavar="MB", default=1024, help="memory for images (%(default)s)")
     add("--eval_every", type=count, metavar="N", help=f"measure {evaluated} every N steps too (at epochs' ends)")
     add("--jit_compile", action="store_true", help="compile the step with XLA: for one GPU; slows a CPU down tenfold")
+    add("--join_timeout", type=count, metavar="S", default=300, help="seconds to wait for other machines (%(default)s)")
     add("--deterministic", action="store_true", help="the same bits in every run, where TensorFlow can; slower")
 
 

@@ -1,6 +1,8 @@
 """The training images: a folder of files as a shuffled `tf.data` pipeline."""
 
 import concurrent.futures
+import hashlib
+import os
 import sys
 
 import cli
@@ -25,7 +27,7 @@ class ImageFolder:
         `train_size` takes that many of them, drawn by `seed`. A broken file is named on standard error and left out.
         Raises UserError if no image is left.
         """
-        self.shape = (image_size, image_size, c_dim)
+        self.directory, self.shape = directory, (image_size, image_size, c_dim)
         self.paths = utils.find_images(directory)
         if not self.paths:
             suffixes = ", ".join(sorted(utils.IMAGE_SUFFIXES))
@@ -59,6 +61,13 @@ class ImageFolder:
                 self.images[new] = self.images[old]
             self.images = self.images[: len(numbers)]
         self.paths = [self.paths[i] for i in numbers]
+
+    def digest(self):
+        """Their number and a hash of their names and sizes, by which to tell whether another machine has the same."""
+        listed = hashlib.sha256()
+        for path in self.paths:
+            listed.update(os.fsencode(path.relative_to(self.directory)) + b" %d\n" % path.stat().st_size)
+        return f"{len(self)} ({listed.hexdigest()[:12]})"
 
     def hold_out(self, count, seed):
         """Take `count` images, drawn by `seed`, out of the folder: uint8 (count, H, W, C), in no epoch from now on."""
@@ -112,25 +121,29 @@ class ImageFolder:
                 raise self.error
             i = (i + 1) % len(self)
 
-    def epoch(self, number, batch_size, seed=0, flip=False, start=0):
+    def epoch(self, number, batch_size, seed=0, flip=False, start=0, share=np.asarray):
         """Yield the batches of epoch `number`, float32 tensors (batch_size, H, W, C) in [-1, 1], read ahead by tf.data.
 
         Each image comes once; a last partial batch is dropped. `flip` mirrors about half of them. `start` leaves out as
-        many images as an interrupted run had already seen of this epoch. Raises UserError as `read` does.
+        many images as an interrupted run had already seen of this epoch. `share` gives that part of a batch, an array,
+        which is to be read here. Raises UserError as `read` does.
         """
         draws = ops.rng(seed, "epoch", number)
         order = draws.permutation(len(self))
         flips = flip & draws.integers(2, size=len(self)).astype(bool)
+        whole = slice(start, start + (len(self) - start) // batch_size * batch_size)
+        order, flips = (share(values[whole].reshape(-1, batch_size).T).T for values in (order, flips))
 
         def batch(indices, flips):
             images = [self.read(i) for i in indices]
             return utils.to_float([x[:, ::-1] if flip else x for x, flip in zip(images, flips, strict=True)])
 
         def load(indices, flips):
-            return tf.ensure_shape(tf.numpy_function(batch, [indices, flips], tf.float32), (batch_size, *self.shape))
+            return tf.ensure_shape(
+                tf.numpy_function(batch, [indices, flips], tf.float32), (order.shape[1], *self.shape)
+            )
 
-        batches = tf.data.Dataset.from_tensor_slices((order[start:], flips[start:]))
-        batches = batches.batch(batch_size, drop_remainder=True)
+        batches = tf.data.Dataset.from_tensor_slices((order, flips))
         batches = batches.map(load, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
         try:
             yield from batches

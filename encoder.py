@@ -1,6 +1,6 @@
 """The encoder: a network that guesses, from what is known of an image, the z whose G(z) is that image.
 
-    encoder = Encoder(dcgan)                              # to train: training.EncoderRun
+    encoder = Encoder(dcgan)                              # to train: runs.EncoderRun
     encoder, other = Encoder.load("checkpoints/mine", dcgan)
     z = encoder.guess(*holes.known(images))               # where search.complete starts
 

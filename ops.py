@@ -144,9 +144,11 @@ def update(optimizer, network, tape, loss):
 
 
 def replica_share(batch):
-    """The part of a batch that is this replica's: the i-th of n gets the i-th n-th of it."""
+    """The part of this worker's batch that is this replica's: of n replicas here the i-th gets the i-th n-th of it."""
     context = tf.distribute.get_replica_context()
-    return tf.reshape(batch, (context.num_replicas_in_sync, -1, *batch.shape[1:]))[context.replica_id_in_sync_group]
+    several = context.num_replicas_in_sync > 1
+    here = len(context.strategy.extended.worker_devices) if several else 1
+    return tf.reshape(batch, (here, -1, *batch.shape[1:]))[context.replica_id_in_sync_group % here]
 
 
 def batch_mean(losses):
@@ -225,16 +227,22 @@ def reestimate_batch_norm(network, batches):
         layer.momentum = decay
 
 
+def grow_memory():
+    """Let GPU memory grow on demand instead of taking it all at once; returns the GPUs."""
+    gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        tf.config.experimental.set_memory_growth(gpu, True)
+    return gpus
+
+
 def use_device(deterministic=False):
-    """Let GPU memory grow on demand instead of taking it all at once; returns a line that names the device in use.
+    """Make TensorFlow ready to compute; returns a line that names the device in use.
 
     `deterministic` makes TensorFlow use operations that give the same bits each time.
     """
     if deterministic:
         tf.config.experimental.enable_op_determinism()
-    gpus = tf.config.list_physical_devices("GPU")
-    for gpu in gpus:
-        tf.config.experimental.set_memory_growth(gpu, True)
+    gpus = grow_memory()
     # the first float16 value makes TensorFlow say that most CPUs do not compute in it: here, where chatter is held back
     with tf.device("CPU:0"):
         tf.zeros([], tf.float16)

@@ -8,11 +8,13 @@ tensorboard --logdir logs
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import cli
 
 import checkpoint
+import cluster
 import utils
 
 
@@ -81,20 +83,23 @@ def train(args):
     sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line at once, and keeps it if we are killed
     if not Path(args.dataset).is_dir():
         raise cli.UserError(f"--dataset {args.dataset}: no such directory; give a folder of images")
+    place = cluster.place()
     config, resumed = settings(args)
-    for flag in ("checkpoint_dir", "sample_dir", "log_dir"):
-        utils.make_directory(getattr(args, flag), f"--{flag}")
-    lock = checkpoint.lock(args.checkpoint_dir, "--checkpoint_dir")  # noqa: F841, held until the process ends
-    name = os.path.basename(os.path.realpath(args.checkpoint_dir))
-    if not resumed:
-        utils.check_samples(args.sample_dir, name)
+    if place.index == 0:
+        for flag in ("checkpoint_dir", "sample_dir", "log_dir"):
+            utils.make_directory(getattr(args, flag), f"--{flag}")
+        lock = checkpoint.lock(args.checkpoint_dir, "--checkpoint_dir")  # noqa: F841, held until the process ends
+        if not resumed:
+            utils.check_samples(args.sample_dir, os.path.basename(os.path.realpath(args.checkpoint_dir)))
 
     with cli.quiet_tensorflow():
         import ops
         from dataset import ImageFolder
         from model import DCGAN
-        from training import GANRun
+        from runs import GANRun
+        from team import join
 
+        team = join(place, args.join_timeout)
         device = ops.use_device(args.deterministic)
     print(device)
     options, seed = config["training"], config["training"]["seed"]
@@ -107,15 +112,19 @@ def train(args):
     place = "in memory" if images.images is not None else "read anew each epoch"
     print(f"images: {len(images)}, {place}; steps an epoch: {per_epoch}")
     enough = -(-checkpoint.FACES_AFTER // per_epoch)
-    if args.epoch < enough and not (resumed or args.init):
+    if args.epoch < enough and team.chief and not (resumed or args.init):
         print(
             f"recognisable faces take about {checkpoint.FACES_AFTER} steps, --epoch {enough}, "
             "and thousands of photos; with fewer, complete.py does better with checkpoints/faces-64"
         )
 
-    ops.keras.utils.set_random_seed(seed)
-    with ops.memory_and_disk("--batch_size, --log_dir"):
-        with ops.strategy().scope():
+    options |= {name: getattr(args, name) for name in ("epoch", "eval_every", "jit_compile")}
+    remedy = partial(checkpoint.go_on_from, args.checkpoint_dir)
+    with ops.memory_and_disk("--batch_size, --log_dir"), team.naming_the_lost(remedy):
+        same = config["architecture"] | options | {"precision": precision, "init": bool(args.init)}
+        team.compare(lambda: same | {"images": images.digest()})
+        ops.keras.utils.set_random_seed(seed)
+        with team.strategy.scope():
             dcgan = DCGAN(**config["architecture"], precision=precision)
         if resumed and args.init:
             print(f"{args.checkpoint_dir}: holds a run, --init is ignored; a new run needs another --checkpoint_dir")
@@ -123,9 +132,8 @@ def train(args):
             source = DCGAN.load(args.init)
             dcgan.start_from(source)
             print(f"{args.init}: starting from its weights after step {source.step}")
-        options |= {name: getattr(args, name) for name in ("epoch", "eval_every", "jit_compile")}
         options |= {name: getattr(args, name) for name in ("checkpoint_dir", "sample_dir", "log_dir")}
-        return GANRun(dcgan, images, **options).finish()
+        return GANRun(dcgan, images, team=team, **options).finish()
 
 
 if __name__ == "__main__":

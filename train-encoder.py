@@ -11,6 +11,7 @@ model has been trained further, it makes the encoder fit that.
 import argparse
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import cli
@@ -18,6 +19,7 @@ import cli
 from tqdm import tqdm
 
 import checkpoint
+import cluster
 import utils
 
 ENOUGH = 10_000  # steps of 64 images, until the encoder gets better slowly
@@ -60,24 +62,28 @@ def settings(args, folder):
 
 def train(args):
     sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line at once, and keeps it if we are killed
+    place = cluster.place()
     folder = utils.inside(args.checkpointDir, checkpoint.ENCODER)
     architecture, options = settings(args, folder)
-    for path, flag in ((folder, "--checkpointDir"), (args.sample_dir, "--sample_dir"), (args.log_dir, "--log_dir")):
-        utils.make_directory(path, flag)
-    lock = checkpoint.lock(folder, "--checkpointDir")  # noqa: F841, held until the process ends
+    if place.index == 0:
+        for path, flag in ((folder, "--checkpointDir"), (args.sample_dir, "--sample_dir"), (args.log_dir, "--log_dir")):
+            utils.make_directory(path, flag)
+        lock = checkpoint.lock(folder, "--checkpointDir")  # noqa: F841, held until the process ends
 
     with cli.quiet_tensorflow():
         import ops
         from dataset import ImageFolder
         from encoder import Encoder
         from model import DCGAN
-        from training import EncoderRun
+        from runs import EncoderRun
+        from team import join
 
+        team = join(place, args.join_timeout)
         device = ops.use_device(args.deterministic)
     trained = DCGAN.load(args.checkpointDir)
     print(f"{device}\n{checkpoint.describe(args.checkpointDir, trained.step)}")
     name = f"{Path(os.path.realpath(args.checkpointDir)).name}-{trained.step}-encoder"  # one for each generator
-    if not checkpoint.find(folder):
+    if team.chief and not checkpoint.find(folder):
         utils.check_samples(args.sample_dir, name)
     images = ImageFolder(args.dataset, *trained.image_shape[1:], seed=options["seed"], cache_mb=args.cache_mb)
     if len(images) < 2:
@@ -88,19 +94,22 @@ def train(args):
     if args.epoch * per_epoch < ENOUGH:
         print(f"a good encoder takes about {ENOUGH} steps, --epoch {-(-ENOUGH // per_epoch)}")
 
-    with ops.memory_and_disk("--batch_size, --log_dir"):
-        learn_covariance(args.checkpointDir, images)
+    precision = options.pop("precision")
+    if precision == "auto":
+        precision = ops.fastest_precision()
+    options |= {name: getattr(args, name) for name in ("epoch", "eval_every", "jit_compile")}
+    with ops.memory_and_disk("--batch_size, --log_dir"), team.naming_the_lost(partial(checkpoint.go_on_from, folder)):
+        same = architecture | options | {"precision": precision, "generator": trained.fingerprint()}
+        team.compare(lambda: same | {"images": images.digest()})
+        if team.chief:
+            learn_covariance(args.checkpointDir, images)
         ops.keras.utils.set_random_seed(options["seed"])
-        precision = options.pop("precision")
-        if precision == "auto":
-            precision = ops.fastest_precision()
-        with ops.strategy().scope():
+        with team.strategy.scope():
             dcgan = DCGAN(**architecture | {"ema": 0.0}, precision=precision)
             dcgan.start_from(trained)
             encoder = Encoder(dcgan, precision)
-        options |= {name: getattr(args, name) for name in ("epoch", "eval_every", "jit_compile")}
         options |= dict(checkpoint_dir=folder, sample_dir=args.sample_dir, log_dir=args.log_dir)
-        return EncoderRun(encoder, images, held_out, name, **options).finish()
+        return EncoderRun(encoder, images, held_out, name, team=team, **options).finish()
 
 
 def learn_covariance(directory, images):

@@ -1,8 +1,7 @@
-"""A run: train a DCGAN, or an encoder for it, from the newest checkpoint on, report, evaluate and save."""
+"""A run: train networks from the newest checkpoint on, alone or with other machines, report, evaluate and save."""
 
-import itertools
-import math
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -15,15 +14,12 @@ import tensorflow as tf
 from tqdm import tqdm
 
 import checkpoint
-import masks
-import metrics
-import ops
 import utils
+from team import Team
 
 CHECKPOINT_SECONDS = 300
 SCALARS_EVERY, HISTOGRAMS_EVERY, SAMPLES_EVERY = 10, 100, 200  # steps
 EPOCH_STEPS = 100  # an epoch's end is marked when the last was at least so many steps ago
-EVALUATED_IMAGES, EVALUATED_PIXELS = 2048, 2**25  # at most, so that large images fit into memory
 
 
 class Due(NamedTuple):
@@ -48,14 +44,15 @@ class Run:
 
     def __init__(
         self, model, images, *, epoch, batch_size, learning_rate, beta1, seed, flip,
-        checkpoint_dir, sample_dir, log_dir, eval_every=None, jit_compile=False,
+        checkpoint_dir, sample_dir, log_dir, eval_every=None, jit_compile=False, team=None,
     ):  # fmt: skip
         """Make the optimizers, and find the place where an earlier run stopped; nothing is written yet.
 
         `model` is what is trained, a DCGAN or an Encoder, `images` a dataset.ImageFolder. `epoch` counts the epochs of
         earlier runs too. What is learned is evaluated at the end, at the end of each epoch (100 steps apart at least)
-        and every `eval_every` steps. `jit_compile` compiles the step with XLA, for one replica. Raises UserError if
-        the checkpoint cannot be read, or replicas cannot share a batch.
+        and every `eval_every` steps. `jit_compile` compiles the step with XLA, for one replica. `team` are the
+        machines that train together, by default this one: each reads its part of a batch, and the chief alone writes.
+        Raises UserError if the checkpoint cannot be read, or replicas cannot share a batch.
         """
         self.model, self.images, self.epochs, self.eval_every = model, images, epoch, eval_every
         self.batch_size, self.seed, self.flip = min(batch_size, len(images)), seed, flip
@@ -63,11 +60,13 @@ class Run:
         self.name = Path(os.path.realpath(checkpoint_dir)).name
         training = dict(batch_size=batch_size, learning_rate=learning_rate, beta1=beta1, seed=seed, flip=flip)
         self.config = {"architecture": model.architecture, "training": training | {"precision": model.precision}}
-        check_replicas(model.strategy.num_replicas_in_sync, self.batch_size, jit_compile)
+        self.team = team or Team(model.strategy)
+        check_replicas(self.team, self.batch_size, jit_compile)
         self.learning_rate = learning_rate
         self.optimizers = model.make_optimizers(learning_rate, beta1)
         self.epoch = self.seen = 0  # epochs done, images seen of the next; the steps are the model's
-        self.resumed = bool(checkpoint.find(checkpoint_dir)) and self.restore()
+        self.resumed = self.team.chief and bool(checkpoint.find(checkpoint_dir)) and self.restore()
+        self.follow_chief()
         self.compiled_step = tf.function(model.train_step, jit_compile=jit_compile)
         self.saved, self.marked = time.monotonic(), model.step  # when, and at which step an evaluation was last due
         self.reported, self.shown = (model.step, time.monotonic()), {}
@@ -99,6 +98,13 @@ class Run:
         self.advance(0)  # for there may be fewer images than there were, or larger batches
         return True
 
+    def follow_chief(self):
+        """Be where the chief is: at its step, with its weights and its optimizers' state."""
+        place = self.team.gather([self.model.step, self.epoch, self.seen])
+        self.model.step, self.epoch, self.seen = place[0]
+        parts = [*self.model.networks.values(), *self.optimizers.values()]
+        self.team.copy_from_chief([variable for part in parts for variable in part.variables])
+
     def set_step_size(self, value):
         """Let all optimizers go on with another step size."""
         for optimizer in self.optimizers.values():
@@ -114,7 +120,8 @@ class Run:
         """
         if self.epoch >= self.epochs:
             return None
-        self.prepare_directories()
+        if self.team.chief:
+            self.prepare_directories()
         with cli.deferred_signals() as stop, self.progress_bar() as bar, self.summary_writer().as_default():
             self.record_start()
             for batch in self.batches():
@@ -122,29 +129,38 @@ class Run:
                 due = self.due(stop)
                 self.report(outputs, due, bar)
                 self.check_finite(outputs, due)
-                if due.samples or due.evaluation:
-                    self.prepare_samplers()
-                if due.save:
-                    self.save()
-                if due.samples:
-                    self.write_samples()
-                if due.evaluation:
-                    self.evaluate(bar, () if due.end else stop)
+                if self.team.chief:
+                    self.write(due, bar, stop)
                 if due.leave:
                     break
-        return stop[0] if stop and self.epoch < self.epochs else None
+        # a signal that another worker got is told as the one that usually ends a job
+        return (stop or [signal.SIGTERM])[0] if self.epoch < self.epochs else None
+
+    def write(self, due, bar, stop):
+        """Save, sample and evaluate, as far as it is due."""
+        if due.samples or due.evaluation:
+            self.prepare_samplers()
+        if due.save:
+            self.save()
+        if due.samples:
+            self.write_samples()
+        if due.evaluation:
+            self.evaluate(bar, () if due.end else stop)
 
     def finish(self):
         """Train, tell in a line how it ended, and return the exit status of a script."""
-        signal = self.train()
-        following = "stopped; the same command goes on from there" if signal else "a higher --epoch trains longer"
+        ended_by = self.train()
+        self.team.part()
+        following = "stopped; the same command goes on from there" if ended_by else "a higher --epoch trains longer"
         print(f"{self.directory}: {self.epoch} of {self.epochs} epochs done, step {self.model.step}; {following}")
-        return 128 + signal if signal else 0
+        return 128 + ended_by if ended_by else 0
 
     def batches(self):
         """All batches that are left, epoch after epoch."""
         while self.epoch < self.epochs:
-            yield from self.images.epoch(self.epoch, self.batch_size, self.seed, self.flip, start=self.seen)
+            yield from self.images.epoch(
+                self.epoch, self.batch_size, self.seed, self.flip, start=self.seen, share=self.team.share
+            )
 
     def step(self, batch):
         """Train on one batch; returns what was given to the step, and what it reported."""
@@ -161,8 +177,10 @@ class Run:
             self.epoch, self.seen = self.epoch + 1, 0
 
     def due(self, stop):
-        """What is due after this step; a signal that comes later waits for the next one."""
-        step, end, leave = self.model.step, self.epoch == self.epochs, bool(stop)
+        """What is due after this step, the same with all workers; a signal that comes later waits for the next one."""
+        late = self.team.chief and time.monotonic() - self.saved > CHECKPOINT_SECONDS
+        leave, save = self.team.any(bool(stop), late)
+        step, end = self.model.step, self.epoch == self.epochs
         marked = not self.seen and step - self.marked >= EPOCH_STEPS
         evaluation = end or not leave and bool(marked or self.eval_every and step % self.eval_every == 0)
         return Due(
@@ -170,7 +188,7 @@ class Run:
             histograms=step % HISTOGRAMS_EVERY == 0 or step == 1,
             samples=step % SAMPLES_EVERY == 0 or step == 1 or end,
             evaluation=evaluation,
-            save=evaluation or leave or time.monotonic() - self.saved > CHECKPOINT_SECONDS,
+            save=evaluation or leave or save,
             end=end,
             leave=leave,
         )
@@ -184,7 +202,7 @@ class Run:
             if not np.isfinite(value).all():
                 raise cli.UserError(
                     f"--learning_rate: {name} is not finite at step {self.model.step}, training has diverged; the same "
-                    f"command with a smaller one goes on from {checkpoint.find(self.directory)[0]}"
+                    f"command with a smaller one goes on from {checkpoint.newest(self.directory)}"
                 )
 
     def report(self, outputs, due, bar):
@@ -228,14 +246,15 @@ class Run:
         """The progress bar, in images, with the steps of earlier runs."""
         total = self.model.step + (self.epochs - self.epoch) * (len(self.images) // self.batch_size)
         total -= self.seen // self.batch_size
-        bar = tqdm(
-            total=total * self.batch_size, initial=self.model.step * self.batch_size, unit="img", dynamic_ncols=True
-        )
+        total, initial = total * self.batch_size, self.model.step * self.batch_size
+        bar = tqdm(total=total, initial=initial, unit="img", dynamic_ncols=True, disable=not self.team.chief)
         bar.mininterval = 0.5 if sys.stderr.isatty() else 30
         return bar
 
     def summary_writer(self):
         """TensorBoard's writer, to a folder of this run's own."""
+        if not self.team.chief:
+            return tf.summary.create_noop_writer()
         return tf.summary.create_file_writer(str(self.log_dir / f"{self.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
 
     def record_start(self):
@@ -244,156 +263,19 @@ class Run:
             message = f"goes on from step {self.model.step}"
             tqdm.write(f"{self.directory}: {message}")
             tf.summary.text("run", message, self.model.step)
-        inputs = self.inputs(np.zeros((self.batch_size, *self.images.shape), np.float32))
+        inputs = self.inputs(self.team.share(np.zeros((self.batch_size, *self.images.shape), np.float32)))
         specs = {name: tf.TensorSpec(value.shape) for name, value in inputs.items()}
         specs |= {"step": tf.TensorSpec((), tf.int64)}
         tf.summary.graph(self.compiled_step.get_concrete_function(**specs, **self.optimizers).graph)
         self.reported = self.model.step, time.monotonic()
 
 
-class GANRun(Run):
-    """A run that trains a DCGAN; its samples are compared with images."""
-
-    LOSSES = "d_loss", "d_loss_real", "d_loss_fake", "g_loss"
-    SHOWN = "d_loss", "g_loss"
-    HISTOGRAMS = "z", "d", "d_"
-
-    def inputs(self, batch):
-        """The images, and z."""
-        z = ops.random_z((self.batch_size, self.model.z_dim), self.seed, "batch z", self.model.step)
-        return {"images": batch, "z": z}
-
-    def prepare_samplers(self):
-        """Estimate the statistics of the averaged generator anew."""
-        self.model.samplers()
-
-    def write_samples(self):
-        """Write an 8x8 grid of images of one fixed z by the sampler: as a file, and as TensorBoard's G."""
-        z = ops.random_z((64, self.model.z_dim), self.seed, "samples")
-        grid = utils.image_grid(self.model.sampler(z, training=False))
-        utils.write_image(self.sample_dir / f"{self.name}_{self.model.step:06d}.png", grid)
-        tf.summary.image("G", grid[None], self.model.step)
-
-    def evaluate(self, bar, stop):
-        """Compare samples of each generator with real images, and keep the checkpoint whose sampler's are nearest.
-
-        swd: sliced Wasserstein distance, its mean over all levels; ms_ssim: how alike the samples are, which rises
-        when modes collapse; both go to TensorBoard and the progress line. Leaves at once if `stop` asks for it.
-        """
-        step, self.marked = self.model.step, self.model.step
-        real, z = self.evaluation_set()
-        bar.set_postfix_str("compares samples with images")
-        generators = {name: net for name, net in self.model.networks.items() if name != "discriminator"}
-        for name, network in generators.items():
-            generated = utils.to_uint8(self.model.draw(z, network))
-            distances = {}
-            for side, distance in metrics.sliced_wasserstein(real, generated):
-                if stop:
-                    return
-                distances[side] = distance
-                tf.summary.scalar(f"swd/{name}_{side}", distance, step)
-            swd, ms_ssim = float(np.mean(list(distances.values()))), ops.mean_ms_ssim(generated)
-            tf.summary.scalar(f"swd/{name}", swd, step)
-            tf.summary.scalar(f"ms_ssim/{name}", ms_ssim, step)
-            levels = ", ".join(f"{side}: {distance:.1f}" for side, distance in distances.items())
-            tqdm.write(f"step {step}, {name}: swd {swd:.2f} ({levels}), ms_ssim {ms_ssim:.3f}")
-        self.shown |= {"swd": f"{swd:.2f}", "ms_ssim": f"{ms_ssim:.3f}"}
-        bar.set_postfix(self.shown)
-        config = {**self.config, "images": len(self.images)}
-        checkpoint.keep_best(self.directory / "best", config, "swd", swd, **self.contents())
-
-    def evaluation_set(self):
-        """The images, uint8 (N, H, W, C), and z, (N, z_dim), that are compared: the same each time."""
-        count = min(EVALUATED_IMAGES, EVALUATED_PIXELS // self.model.image_size**2, len(self.images))
-        chosen = ops.rng(self.seed, "evaluated images").choice(len(self.images), count, replace=False)
-        z = ops.random_z((count, self.model.z_dim), self.seed, "evaluated z")
-        return np.stack([self.images.read(i) for i in chosen]), z
-
-
-class EncoderRun(Run):
-    """A run that trains an encoder; it is measured on held-out images, and learns for one generator."""
-
-    LOSSES = "e_loss", "e_loss_all", "e_loss_hole"
-    SHOWN = "e_loss", "e_loss_hole"
-    NUMBERS = *Run.NUMBERS, "fingerprint"
-
-    def __init__(self, encoder, images, held_out, name, **options):
-        """As `Run`; `held_out` are images, uint8 (N, H, W, C), to measure it on; `name` is that of its pictures."""
-        self.fingerprint = encoder.dcgan.fingerprint()
-        self.held_out = utils.to_float(held_out)
-        draws = ops.rng(options["seed"], "evaluated masks")
-        drawn = (masks.draw(encoder.dcgan.image_size, draws) for _ in itertools.count())
-        holes = (hole for hole in drawn if hole[0] != "full")  # which hides nothing
-        self.holes = list(itertools.islice(holes, len(held_out)))
-        super().__init__(encoder, images, **options)
-        self.name = name
-        self.config["fingerprint"] = self.fingerprint
-
-    def restore(self):
-        """As `Run.restore`; but of an encoder for another generator take the weights alone, and return False."""
-        numbers = checkpoint.restore(self.directory, self.model.networks, ("fingerprint",))
-        if numbers["fingerprint"] == self.fingerprint:
-            return super().restore()
-        tqdm.write(f"{self.directory}: is for another generator; a new run starts from its weights")
-        return False
-
-    def inputs(self, batch):
-        """The images, and what is known of them: each has a hole of its own, drawn anew in each step."""
-        draws = ops.rng(self.seed, "masks", self.model.step)
-        holes = [masks.draw(self.model.dcgan.image_size, draws) for _ in range(self.batch_size)]
-        shown, known = masks.known_each(np.asarray(batch), holes)
-        return {"images": batch, "shown": shown, "known": known}
-
-    def contents(self):
-        """What a checkpoint holds, with the generator's fingerprint."""
-        contents = super().contents()
-        return contents | {"numbers": contents["numbers"] | {"fingerprint": self.fingerprint}}
-
-    def step(self, batch):
-        """As `Run.step`; the step size falls to 0 along half a cosine (Loshchilov and Hutter 2017)."""
-        done = (self.epoch + self.seen / len(self.images)) / self.epochs
-        self.set_step_size(self.learning_rate * (1 + math.cos(math.pi * done)) / 2)
-        return super().step(batch)
-
-    def write_samples(self):
-        """Write what becomes of 16 of the held-out images, as a file and to TensorBoard."""
-        images, holes = self.held_out[:16], self.holes[:16]
-        shown, known = masks.known_each(images, holes)
-        completed = np.where(known > 0, shown, self.model.dcgan.draw(self.model.guess(shown, known)))
-        picture = utils.labelled_rows({"original": images, "known": shown, "completed": completed})
-        utils.write_image(self.sample_dir / f"{self.name}_{self.model.step:06d}.png", picture)
-        tf.summary.image("completed", picture[None], self.model.step)
-
-    def evaluate(self, bar, stop):
-        """Measure |G(E) - y| in the holes of the held-out images, in grey levels, and keep the best checkpoint."""
-        step, self.marked = self.model.step, self.model.step
-        bar.set_postfix_str("completes held-out images")
-        errors = {}
-        for i in range(0, len(self.held_out), 64):
-            if stop:
-                return
-            shown, known = masks.known_each(self.held_out[i : i + 64], self.holes[i : i + 64])
-            _, losses = self.model.losses(self.held_out[i : i + 64], shown, known, training=False)
-            for (kind, _), loss in zip(self.holes[i : i + 64], losses.numpy() * 127.5, strict=True):
-                errors.setdefault(kind, []).append(loss)
-        means = {kind: float(np.mean(values)) for kind, values in sorted(errors.items())}
-        hole = float(np.mean(np.concatenate(list(errors.values()))))
-        for name, value in {"hole": hole, **means}.items():
-            tf.summary.scalar(f"error/{name}", value, step)
-        kinds = ", ".join(f"{kind}: {value:.1f}" for kind, value in means.items())
-        tqdm.write(f"step {step}: off by {hole:.2f} grey levels in the holes of {len(self.held_out)} images ({kinds})")
-        self.shown |= {"hole": f"{hole:.2f}"}
-        bar.set_postfix(self.shown)
-        config = {**self.config, "images": len(self.images)}
-        checkpoint.keep_best(self.directory / "best", config, "hole", hole, **self.contents())
-
-
-def check_replicas(replicas, batch_size, jit_compile):
-    """Raise UserError, naming the flag, if a step cannot be shared by so many replicas."""
+def check_replicas(team, batch_size, jit_compile):
+    """Raise UserError, naming the flag, if a step cannot be shared by all GPUs, or workers, of a team."""
+    replicas = team.strategy.num_replicas_in_sync
+    what = f"{replicas} GPUs" if replicas > team.count else f"{replicas} workers"
+    fewer = "fewer GPUs with CUDA_VISIBLE_DEVICES" if replicas > team.count else "fewer workers"
     if jit_compile and replicas > 1:
-        raise cli.UserError("--jit_compile: is for one GPU; choose one with CUDA_VISIBLE_DEVICES")
+        raise cli.UserError(f"--jit_compile: is for one GPU, and there are {what}; leave it out, or choose one")
     if batch_size % replicas:
-        raise cli.UserError(
-            f"--batch_size {batch_size}: is not a multiple of the {replicas} GPUs; change it, or choose fewer GPUs "
-            "with CUDA_VISIBLE_DEVICES"
-        )
+        raise cli.UserError(f"--batch_size {batch_size}: is not a multiple of the {what}; change it, or choose {fewer}")

@@ -34,7 +34,7 @@ import tensorflow as tf
 import ops
 from dataset import ImageFolder
 from model import DCGAN
-from training import GANRun
+from runs import GANRun
 
 try:
     import benchmark_torch

@@ -7,10 +7,10 @@ from conftest import ROOT
 
 ROWS = [
     ["cli"],
-    ["checkpoint", "dataset", "masks", "metrics", "ops", "utils"],
+    ["checkpoint", "cluster", "dataset", "masks", "metrics", "ops", "utils"],
     ["model"],
     ["encoder"],
-    ["training", "search", "blend", "faces", "photos", "retouch"],
+    ["team", "training", "runs", "search", "blend", "faces", "photos", "retouch"],
     ["align", "inputs", "server", "jobs", "guard", "preview"],
     ["train-dcgan", "train-encoder", "complete", "sample", "export", "paint"],
 ]

@@ -19,7 +19,7 @@ from PIL import Image
 
 import checkpoint
 import ops
-import training
+import runs
 from model import DCGAN
 
 
@@ -163,14 +163,15 @@ def test_training_does_what_its_flags_say(trained, tmp_path, monkeypatch):
             """Leaves out the training."""
             return 0
 
-    monkeypatch.setattr(training, "GANRun", Run)
+    monkeypatch.setattr(runs, "GANRun", Run)
     assert runpy.run_path(str(ROOT / "train-dcgan.py"))["main"]() == 0
-    dcgan, images = given.pop("dcgan"), given.pop("images")
+    dcgan, images, team = given.pop("dcgan"), given.pop("images"), given.pop("team")
     assert given == dict(
         epoch=9, batch_size=4, learning_rate=0.1, beta1=0.2, seed=3, flip=True, eval_every=5, jit_compile=True,
         checkpoint_dir="checkpoints/mine", sample_dir="s", log_dir="l",
     )  # fmt: skip
     assert dcgan.precision == "mixed_bfloat16" and dcgan.ema == 0.999 and len(images) == 6 and images.images is None
+    assert team.count == 1 and team.chief
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,15 @@ from PIL import Image
 import checkpoint
 import dataset
 import masks
+import metrics
 import ops
+import runs
 import training
 import utils
 from dataset import ImageFolder
 from encoder import Encoder
 from model import DCGAN
-from training import EncoderRun, GANRun
+from runs import EncoderRun, GANRun
 
 
 class Interrupted(GANRun):
@@ -112,14 +114,14 @@ def test_an_evaluation_compares_the_same_samples_and_images_each_time(folder, tm
         yield 8, float(len(compared)) + 1
 
     compared, bar = [], Bar()
-    monkeypatch.setattr(training, "EVALUATED_IMAGES", 6)
-    monkeypatch.setattr(training.metrics, "sliced_wasserstein", distance)
+    monkeypatch.setattr(runs, "EVALUATED_IMAGES", 6)
+    monkeypatch.setattr(metrics, "sliced_wasserstein", distance)
     kept = []
     monkeypatch.setattr(checkpoint, "keep_best", lambda directory, config, name, swd, **contents: kept.append(swd))
     dcgan, files = tiny_dcgan(ema=0.9), ImageFolder(folder, 16, 3)
     dcgan.averaged.set_weights([v + 0.1 for v in dcgan.generator.get_weights()])
-    runs = [GANRun(dcgan, files, **settings(tmp_path, seed=seed)) for seed in (1, 2)]
-    for run in (runs[0], *runs):
+    several = [GANRun(dcgan, files, **settings(tmp_path, seed=seed)) for seed in (1, 2)]
+    for run in (several[0], *several):
         run.evaluate(bar, ())
     assert kept == [2.5, 4.5, 6.5]  # the averaged one's
     z = ops.random_z((6, 5), 2, "evaluated z")
@@ -131,7 +133,7 @@ def test_an_evaluation_compares_the_same_samples_and_images_each_time(folder, tm
         np.testing.assert_array_equal(compared[i], compared[j])
     real = [[next(k for k in range(10) if np.array_equal(x, files.read(k))) for x in pair[0]] for pair in compared]
     assert len(set(real[0])) == 6 and real[0] == real[1] != real[4]
-    runs[0].evaluate(bar, [signal.SIGTERM])
+    several[0].evaluate(bar, [signal.SIGTERM])
     assert len(kept) == 3
 
 

@@ -1,0 +1,116 @@
+"""Which machines take part in a run: what TF_CONFIG or Slurm say of them, and who of them can be reached.
+
+A process that trains is a worker; the first of all is the chief.
+"""
+
+import contextlib
+import json
+import os
+import re
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import cli
+
+EXAMPLE = '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": 0}}'
+PROBE_SECONDS = 3
+
+
+class Place(NamedTuple):
+    """Which of how many workers this process is, and "host:port" of each; these are None if Slurm knows them."""
+
+    index: int
+    count: int
+    addresses: list | None
+
+
+def place():
+    """This process's place, as TF_CONFIG or the variables of a step of Slurm say; else it is alone.
+
+    Raises UserError if they make no sense.
+    """
+    text = os.environ.get("TF_CONFIG", "").strip()
+    found = read_tf_config(text) if text else read_slurm()
+    if found.count > 1:  # what TensorFlow tells of a lost worker in many lines is ours to tell in one
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    return found
+
+
+def read_slurm():
+    """The place that the variables tell which Slurm sets in a step, that is, below srun; alone where there are none."""
+    try:
+        count = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+        index = int(os.environ["SLURM_PROCID"]) if count > 1 else 0
+        if not 0 <= index < count:
+            raise ValueError
+    except (KeyError, ValueError) as error:
+        raise cli.UserError("SLURM_STEP_NUM_TASKS, SLURM_PROCID: make no sense; start the workers by srun") from error
+    return Place(index, count, None if count > 1 else [""])
+
+
+def read_tf_config(text):
+    """The place that a TF_CONFIG tells of; raises UserError if it is not as TensorFlow documents it.
+
+    Its jobs may be "chief", of one task, and "worker"; the chief is the first of all, or else worker 0 is.
+    """
+    try:
+        config = json.loads(text)
+        jobs, task = config.get("cluster", {}), config.get("task", {})
+        if not jobs:
+            return Place(0, 1, [""])
+        if set(jobs) - {"chief", "worker"} or len(jobs.get("chief", [])) > 1:
+            raise ValueError("its jobs are not one chief and workers")
+        tasks = [(job, i) for job in ("chief", "worker") for i in range(len(jobs.get(job, [])))]
+        addresses = [jobs[job][i] for job, i in tasks]
+        for address in addresses:
+            if not re.fullmatch(r"[^\s/,]+:[1-9]\d{0,4}", address) or addresses.count(address) > 1:
+                raise ValueError(f"{address[:80]!r} is no address of one worker")
+        if (task["type"], task["index"]) not in tasks:
+            raise ValueError(f"it has no task {str(task)[:80]}")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        why = f" ({error})" if type(error) is ValueError else ""
+        raise cli.UserError(f"TF_CONFIG: is not such as {EXAMPLE}{why}; correct it, or unset it") from error
+    return Place(tasks.index((task["type"], task["index"])), len(tasks), addresses)
+
+
+def slurm_addresses(index):
+    """The addresses of the tasks of this step of Slurm, in their order; raises UserError if they are not to be found.
+
+    The port is 20000 and the last four digits of the job's number, so that two jobs can share a machine.
+    """
+    import tensorflow as tf
+
+    try:
+        port = 20000 + int(os.environ.get("SLURM_JOB_ID", 0)) % 10000
+        # Slurm itself gives each task its GPUs; the resolver would ask nvidia-smi, and needs as many as there are tasks
+        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
+            port_base=port, gpus_per_node=2**16, gpus_per_task=1, auto_set_gpu=False
+        )
+        addresses = resolver.cluster_spec().as_dict()["worker"]
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise cli.UserError(f"Slurm: {cli.reason(error)}; start the workers by srun, or set TF_CONFIG") from error
+    # the resolver has node10 before node2, Slurm after it
+    addresses.sort(key=lambda text: [part.zfill(10) if part.isdigit() else part for part in re.split(r"(\d+)", text)])
+    host = os.environ.get("SLURMD_NODENAME")
+    if host and addresses[index].rpartition(":")[0] != host:
+        raise cli.UserError(
+            f"Slurm: task {index} runs on {host}, not where block distribution would have it; start with srun "
+            "--distribution=block, or set TF_CONFIG"
+        )
+    return addresses
+
+
+def absent(addresses, index):
+    """Those of the workers, but for the one of that index, who cannot be reached: "worker 1 (host:port)"."""
+
+    def reached(address):
+        host, _, port = address.rpartition(":")
+        with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), PROBE_SECONDS):
+            return True
+        return False
+
+    others = [i for i in range(len(addresses)) if i != index]
+    with ThreadPoolExecutor(max(1, len(others))) as pool:
+        there = pool.map(reached, [addresses[i] for i in others])
+        return [f"worker {i} ({addresses[i]})" for i, here in zip(others, there, strict=True) if not here]

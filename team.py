@@ -1,0 +1,151 @@
+"""Several machines that train one model: how they meet, what all of them agree on, and what is said when one is gone.
+
+    team = join(cluster.place(), timeout=300)     # before TensorFlow has computed anything
+    with team.strategy.scope(): ...               # networks made here are the same on all machines
+
+The chief alone writes. A worker that is alone is a team of one, for which all of this does nothing. TensorFlow's
+collective operations carry whatever goes from one to another.
+"""
+
+import contextlib
+import itertools
+import json
+import re
+import threading
+import time
+
+import cli
+
+import numpy as np
+import tensorflow as tf
+
+import cluster
+import ops
+
+LINGER_SECONDS = 5  # so long stays who has lost another, lest the others take it for the one that is gone
+
+LOST = tuple(
+    getattr(tf.errors, f"{name}Error")
+    for name in ("Unavailable", "DeadlineExceeded", "Aborted", "Cancelled", "Internal", "Unknown")
+)
+
+
+def join(place, timeout):
+    """Meet the other workers, and return the `Team`; TensorFlow must not have computed anything yet.
+
+    Raises UserError, naming who is missing, if not all have come within `timeout` seconds.
+    """
+    if place.count == 1:
+        return Team(ops.strategy(), place.index, place.addresses)
+    addresses = place.addresses or cluster.slurm_addresses(place.index)
+    print(f"worker {place.index} of {place.count}, {addresses[place.index]}: waits for the others", flush=True)
+    ops.grow_memory()
+    made = []
+
+    def make():
+        spec = tf.train.ClusterSpec({"worker": addresses})
+        resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+            spec, task_type="worker", task_id=place.index, rpc_layer="grpc"
+        )
+        try:
+            made.append(tf.distribute.MultiWorkerMirroredStrategy(resolver))
+        except Exception as error:
+            made.append(error)
+
+    thread = threading.Thread(target=make, daemon=True)  # TensorFlow itself would wait for an hour
+    thread.start()
+    thread.join(timeout)
+    if not made:
+        missing = cluster.absent(addresses, place.index) or ["another"]
+        raise cli.UserError(
+            f"--join_timeout {timeout}: {' and '.join(missing)} did not come; see there why, and start all again"
+        )
+    if isinstance(made[0], Exception):
+        raise cli.UserError(
+            f"{addresses[place.index]}: this worker cannot serve there ({cli.reason(made[0])}); is the port taken?"
+        )
+    return Team(made[0], place.index, addresses)
+
+
+class Team:
+    """The workers that train together, as one of them sees it; whatever it offers all of them must call together."""
+
+    def __init__(self, strategy, index=0, addresses=("",)):
+        """`strategy` runs a step on all of them; `addresses` are theirs, of which the one of `index` is one's own."""
+        self.strategy, self.index, self.addresses = strategy, index, addresses
+        self.count, self.chief = len(addresses), index == 0
+        self.total = tf.function(lambda values: strategy.reduce("SUM", strategy.run(lambda: values), axis=None))
+
+    def share(self, batch):
+        """This worker's part of what is one batch for all: of n workers the i-th takes the i-th n-th."""
+        size = len(batch) // self.count
+        return batch[self.index * size : (self.index + 1) * size]
+
+    def any(self, *flags):
+        """Whether each of some flags is set with any worker: a list of truth values, the same with all."""
+        if self.count == 1:
+            return list(map(bool, flags))
+        return [bool(value) for value in self.total(tf.constant(flags, tf.float32)).numpy()]
+
+    def gather(self, value):
+        """What each worker gives here, something that JSON can hold: a list in their order."""
+        if self.count == 1:
+            return [value]
+
+        def collect(values):
+            return self.strategy.gather(self.strategy.run(lambda: tf.constant(values, tf.int32)), axis=0).numpy()
+
+        text = list(json.dumps(value).encode())
+        sizes = collect([len(text)])
+        texts = np.split(collect(text), np.cumsum(sizes)[:-1])
+        return [json.loads(bytes(text.tolist())) for text in texts[:: len(texts) // self.count]]
+
+    def compare(self, settings):
+        """Raise UserError, naming it, at the first value of the dict `settings()` that is not the same with all."""
+        if self.count == 1:
+            return
+        given = self.gather(settings())
+        for name, i in itertools.product(given[0], range(1, self.count)):
+            if given[i][name] != given[0][name]:
+                raise cli.UserError(
+                    f"{name}: {given[i][name]} for worker {i} ({self.addresses[i]}), {given[0][name]} for worker 0 "
+                    f"({self.addresses[0]}); start all with the same flags, the same images and the same model"
+                )
+
+    def copy_from_chief(self, variables):
+        """Give variables the values that they have with the chief."""
+        if self.count == 1:
+            return
+
+        def chief_s_value(variable):
+            context = tf.distribute.get_replica_context()
+            value = tf.convert_to_tensor(variable)
+            return context.all_reduce("SUM", tf.where(context.replica_id_in_sync_group == 0, value, 0))
+
+        for variable in variables:
+            results = self.strategy.run(chief_s_value, (variable,))
+            variable.assign(self.strategy.experimental_local_results(results)[0])
+
+    def part(self):
+        """Wait for all before this process ends: the chief may still be at work, but needs nobody any more."""
+        with contextlib.suppress(*([tf.errors.OpError] if self.chief else [])):
+            self.gather(None)
+
+    @contextlib.contextmanager
+    def naming_the_lost(self, remedy):
+        """Raise UserError, with `remedy()` at its end, where what is done inside fails because a worker is gone."""
+        try:
+            yield
+        except LOST as error:
+            if self.count == 1:
+                raise
+            gone, named = cluster.absent(self.addresses, self.index), self.named(str(error))
+            lost = " and ".join(gone) if gone and named not in gone else named
+            time.sleep(LINGER_SECONDS)
+            raise cli.UserError(f"lost {lost}, or the network to it; {remedy()}") from error
+
+    def named(self, message):
+        """The worker that TensorFlow's message is about; the chief if it names none, as it then missed the chief."""
+        found = [int(task) for task in re.findall(r"/job:worker/(?:replica:\d+/)?task:(\d+)", message)]
+        lost = [task for task in found if task != self.index and task < self.count] or [0]
+        return f"worker {lost[-1]} ({self.addresses[lost[-1]]})"

@@ -1,0 +1,63 @@
+"""Several workers on one machine, for the tests, the benchmark and faults.py."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Workers:
+    """A run of train-dcgan.py by workers on this machine, each with its standard output and error in a file."""
+
+    def __init__(self, home, count, *flags, script="train-dcgan.py"):
+        """Start them in the folder `home`; `flags` are those of the script, or a list of them for each worker."""
+        self.home, self.addresses, self.processes = Path(home), free_addresses(count), []
+        for i in range(count):
+            own = flags[i] if isinstance(flags[0], list) else flags
+            with open(self.home / f"out{i}", "w") as out, open(self.home / f"err{i}", "w") as err:
+                self.processes.append(
+                    subprocess.Popen(
+                        [sys.executable, str(ROOT / script), *map(str, own)],
+                        cwd=home,
+                        stdout=out,
+                        stderr=err,
+                        env=os.environ | tf_config(self.addresses, i),
+                    )  # fmt: skip
+                )
+
+    def wait(self, seconds):
+        """Wait for all to end; returns their exit statuses. Kills those that have not ended by then."""
+        end = time.monotonic() + seconds
+        for process in self.processes:
+            try:
+                process.wait(max(0, end - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+        return [process.wait() for process in self.processes]
+
+    def said(self, i, name="err"):
+        """The lines that a worker wrote, without the progress bar's."""
+        text = (self.home / f"{name}{i}").read_text().replace("\r", "\n")
+        return [line for line in text.splitlines() if line.strip() and "img/s" not in line]
+
+
+def free_addresses(count):
+    """Addresses on this machine that nothing listens on."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
+    for each in sockets:
+        each.close()
+    return addresses
+
+
+def tf_config(addresses, index):
+    """The environment variable that tells a worker its place."""
+    place = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+    return {"TF_CONFIG": json.dumps(place)}
