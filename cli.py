@@ -107,7 +107,7 @@ def reason(error):
 def quiet_tensorflow():
     """Import TensorFlow and list its devices inside this, so that its start-up chatter does not bury our one line.
 
-    What it wrote on standard error is shown after all if the block raises, or if TF_CPP_MIN_LOG_LEVEL is set.
+    What it wrote on standard error is shown after all if the block fails, or if TF_CPP_MIN_LOG_LEVEL is set.
     """
     show = CHATTER
     if "tensorflow" not in sys.modules:
@@ -120,6 +120,8 @@ def quiet_tensorflow():
         os.dup2(said.fileno(), 2)
         try:
             yield
+        except UserError:
+            raise
         except Exception:
             show = True
             raise

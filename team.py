@@ -11,18 +11,20 @@ import contextlib
 import itertools
 import json
 import re
-import threading
+import signal
 import time
 
 import cli
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
+from tensorflow.python.eager import context
 
 import cluster
 import ops
 
-LINGER_SECONDS = 5  # so long stays who has lost another, lest the others take it for the one that is gone
+LINGER_SECONDS = 12  # so long stays who has lost another, lest the others take it for the one that is gone
 
 LOST = tuple(
     getattr(tf.errors, f"{name}Error")
@@ -38,33 +40,40 @@ def join(place, timeout):
     if place.count == 1:
         return Team(ops.strategy(), place.index, place.addresses)
     addresses = place.addresses or cluster.slurm_addresses(place.index)
-    print(f"worker {place.index} of {place.count}, {addresses[place.index]}: waits for the others", flush=True)
+    own = addresses[place.index]
+    print(f"worker {place.index} of {place.count}, {own}: waits for the others", flush=True)
     ops.grow_memory()
-    made = []
+    limit_meeting(place.count, timeout)
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": addresses}), task_type="worker", task_id=place.index, rpc_layer="grpc"
+    )
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)  # as Python hears nothing while TensorFlow waits
+    try:
+        return Team(tf.distribute.MultiWorkerMirroredStrategy(resolver), place.index, addresses)
+    except (tf.errors.OpError, RuntimeError) as error:
+        missing = cluster.absent(addresses, place.index)
+        time.sleep(LINGER_SECONDS)
+        if missing:
+            why = f"--join_timeout {timeout}: {' and '.join(missing)} did not come, or went again; see there why"
+        else:
+            why = f"{own}: the workers could not meet ({cli.reason(error)}); is the port free, and the network open?"
+        raise cli.UserError(f"{why}, and start all again") from error
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
 
-    def make():
-        spec = tf.train.ClusterSpec({"worker": addresses})
-        resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
-            spec, task_type="worker", task_id=place.index, rpc_layer="grpc"
-        )
-        try:
-            made.append(tf.distribute.MultiWorkerMirroredStrategy(resolver))
-        except Exception as error:
-            made.append(error)
 
-    thread = threading.Thread(target=make, daemon=True)  # TensorFlow itself would wait for an hour
-    thread.start()
-    thread.join(timeout)
-    if not made:
-        missing = cluster.absent(addresses, place.index) or ["another"]
-        raise cli.UserError(
-            f"--join_timeout {timeout}: {' and '.join(missing)} did not come; see there why, and start all again"
-        )
-    if isinstance(made[0], Exception):
-        raise cli.UserError(
-            f"{addresses[place.index]}: this worker cannot serve there ({cli.reason(made[0])}); is the port taken?"
-        )
-    return Team(made[0], place.index, addresses)
+def limit_meeting(count, timeout):
+    """Let TensorFlow wait so many seconds for the workers to meet, where it would wait for an hour.
+
+    It has no public way to say so; but its strategy leaves alone what has been configured before.
+    """
+    job = coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=count)
+    context.context().configure_coordination_service(
+        service_type="standalone",
+        service_leader="/job:worker/replica:0/task:0",
+        cluster_register_timeout_in_ms=1000 * timeout,
+        coordinated_jobs=[job],
+    )
 
 
 class Team:
@@ -118,9 +127,8 @@ class Team:
             return
 
         def chief_s_value(variable):
-            context = tf.distribute.get_replica_context()
-            value = tf.convert_to_tensor(variable)
-            return context.all_reduce("SUM", tf.where(context.replica_id_in_sync_group == 0, value, 0))
+            replica, value = tf.distribute.get_replica_context(), tf.convert_to_tensor(variable)
+            return replica.all_reduce("SUM", tf.where(replica.replica_id_in_sync_group == 0, value, 0))
 
         for variable in variables:
             results = self.strategy.run(chief_s_value, (variable,))
@@ -139,8 +147,7 @@ class Team:
         except LOST as error:
             if self.count == 1:
                 raise
-            gone, named = cluster.absent(self.addresses, self.index), self.named(str(error))
-            lost = " and ".join(gone) if gone and named not in gone else named
+            lost = " and ".join(cluster.absent(self.addresses, self.index)) or self.named(str(error))
             time.sleep(LINGER_SECONDS)
             raise cli.UserError(f"lost {lost}, or the network to it; {remedy()}") from error
 
