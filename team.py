@@ -68,12 +68,14 @@ def limit_meeting(count, timeout):
     It has no public way to say so; but its strategy leaves alone what has been configured before.
     """
     job = coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=count)
-    context.context().configure_coordination_service(
+    shared = context.context()
+    shared.configure_coordination_service(
         service_type="standalone",
         service_leader="/job:worker/replica:0/task:0",
         cluster_register_timeout_in_ms=1000 * timeout,
         coordinated_jobs=[job],
     )
+    shared._coordination_service_config.cluster_register_with_barrier = True  # else the chief waits for an hour
 
 
 class Team:

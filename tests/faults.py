@@ -10,6 +10,7 @@ from the newest. Prints a Markdown table.
 
 import argparse
 import random
+import re
 import sys
 import tempfile
 import time
@@ -72,7 +73,8 @@ def kill(home, count, victim, moment):
     others = [i for i in range(count) if i != victim]
     said = [workers.said(i) for i in others]
     fine = all(statuses[i] == 2 for i in others)
-    fine &= all(len(lines) == 1 and f"lost worker {victim} ({workers.addresses[victim]})" in lines[0] for lines in said)
+    name = f"worker {victim} ({workers.addresses[victim]})"
+    fine &= all(len(lines) == 1 and re.search(f"(lost|_timeout 30:) {re.escape(name)}", lines[0]) for lines in said)
     steps = [int(path[0].rpartition("-")[2]) if path else 0 for path in (before, after)]
     fine &= steps[0] <= steps[1]
     fine &= all(line.endswith(f"step {steps[0]}") for line in workers.said(0, "out") if "goes on from" in line)
