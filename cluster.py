@@ -64,7 +64,8 @@ def read_tf_config(text):
         tasks = [(job, i) for job in ("chief", "worker") for i in range(len(jobs.get(job, [])))]
         addresses = [jobs[job][i] for job, i in tasks]
         for address in addresses:
-            if not re.fullmatch(r"[^\s/,]+:[1-9]\d{0,4}", address) or addresses.count(address) > 1:
+            well_formed = re.fullmatch(r"[^\s/,]+:[1-9]\d{0,4}", address) and int(address.rpartition(":")[2]) < 2**16
+            if not well_formed or addresses.count(address) > 1:
                 raise ValueError(f"{address[:80]!r} is no address of one worker")
         if (task["type"], task["index"]) not in tasks:
             raise ValueError(f"it has no task {str(task)[:80]}")

@@ -1,0 +1,117 @@
+"""What TF_CONFIG and Slurm's variables say of a cluster, and whom one can reach."""
+
+import json
+import socket
+
+import cli
+
+import pytest
+from workers import free_addresses
+
+import cluster
+
+HOSTS = ["a:2222", "b:2222", "c:2222"]
+
+
+@pytest.fixture(autouse=True)
+def no_cluster(monkeypatch):
+    for name in ("TF_CONFIG", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURMD_NODENAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def tf_config(jobs, kind="worker", index=0):
+    return json.dumps({"cluster": jobs, "task": {"type": kind, "index": index}})
+
+
+@pytest.mark.parametrize("text", [None, "", "{}", '{"cluster": {}}', '{"task": {"type": "worker", "index": 0}}'])
+def test_without_a_cluster_one_is_alone(monkeypatch, text):
+    if text is not None:
+        monkeypatch.setenv("TF_CONFIG", text)
+    assert cluster.place() == (0, 1, [""])
+
+
+def test_the_chief_is_the_first_worker(monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", tf_config({"worker": HOSTS}, index=2))
+    assert cluster.place() == (2, 3, HOSTS)
+    jobs = {"worker": HOSTS[1:], "chief": HOSTS[:1]}
+    monkeypatch.setenv("TF_CONFIG", tf_config(jobs, "chief"))
+    assert cluster.place() == (0, 3, HOSTS)
+    monkeypatch.setenv("TF_CONFIG", tf_config(jobs, index=1))
+    assert cluster.place() == (2, 3, HOSTS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "worker0:2222",
+        "[" * 100_000,
+        "[]",
+        "7",
+        '{"cluster": 7}',
+        '{"cluster": {"worker": 7}, "task": {"type": "worker", "index": 0}}',
+        '{"cluster": {"worker": ["a:1"]}}',
+        '{"cluster": {"worker": ["a:1"]}, "task": 7}',
+        tf_config({"worker": HOSTS}, index=3),
+        tf_config({"worker": HOSTS}, index=-1),
+        tf_config({"worker": HOSTS}, index="0"),
+        tf_config({"worker": HOSTS}, index=[]),
+        tf_config({"worker": HOSTS}, "chief"),
+        tf_config({"worker": HOSTS, "ps": ["d:2222"]}),
+        tf_config({"worker": HOSTS, "chief": ["d:2222", "e:2222"]}),
+        tf_config({"worker": ["a:2222", "a:2222"]}),
+        tf_config({"worker": ["a", "b:2222"]}),
+        tf_config({"worker": ["a:0", "b:2222"]}),
+        tf_config({"worker": ["a:65536", "b:2222"]}),
+        tf_config({"worker": ["http://a:2222", "b:2222"]}),
+        tf_config({"worker": ["a:1\nb", "b:2222"]}),
+        tf_config({"worker": [None, "b:2222"]}),
+        tf_config({"worker": {"0": "a:2222"}}),
+    ],
+    ids=lambda text: text[:90],
+)
+def test_a_tf_config_that_makes_no_sense_is_one_line(monkeypatch, text):
+    monkeypatch.setenv("TF_CONFIG", text)
+    with pytest.raises(cli.UserError, match="^TF_CONFIG: .* correct it, or unset it$") as error:
+        cluster.place()
+    assert len(str(error.value)) < 400
+
+
+def in_slurm(monkeypatch, tasks, index, nodes="node[2-3]", per_node="1(x2)", **more):
+    variables = dict(SLURM_STEP_NUM_TASKS=tasks, SLURM_PROCID=index, SLURM_STEP_NODELIST=nodes)
+    variables |= dict(SLURM_STEP_TASKS_PER_NODE=per_node, SLURM_JOB_ID=123456, **more)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, str(value))
+
+
+def test_slurm_tells_the_place(monkeypatch):
+    in_slurm(monkeypatch, 2, 1)
+    assert cluster.place() == (1, 2, None)
+    assert cluster.slurm_addresses(1) == ["node2:23456", "node3:23456"]
+    in_slurm(monkeypatch, 1, 0)
+    assert cluster.place() == (0, 1, [""])
+
+
+def test_tasks_of_slurm_are_in_the_order_of_their_nodes(monkeypatch):
+    in_slurm(monkeypatch, 4, 3, nodes="node[9-11]", per_node="2,1(x2)", SLURMD_NODENAME="node11")
+    assert cluster.slurm_addresses(3) == ["node9:23456", "node9:23457", "node10:23456", "node11:23456"]
+    monkeypatch.setenv("SLURMD_NODENAME", "node9")
+    with pytest.raises(cli.UserError, match="task 3 runs on node9.*--distribution=block"):
+        cluster.slurm_addresses(3)
+
+
+def test_variables_of_slurm_that_make_no_sense_are_one_line(monkeypatch):
+    for tasks, index in (("2", "2"), ("x", "0"), ("2", "-1"), ("2", "")):
+        in_slurm(monkeypatch, tasks, index)
+        with pytest.raises(cli.UserError, match="SLURM_PROCID.*srun"):
+            cluster.place()
+    in_slurm(monkeypatch, 2, 1, nodes="")
+    with pytest.raises(cli.UserError, match="^Slurm: "):
+        cluster.slurm_addresses(1)
+
+
+def test_who_does_not_listen_is_absent():
+    addresses = free_addresses(3)
+    with socket.create_server(("127.0.0.1", int(addresses[2].rpartition(":")[2]))):
+        assert cluster.absent(addresses, 0) == [f"worker 1 ({addresses[1]})"]
+    assert cluster.absent([*addresses[:1], "no-such-host.invalid:1"], 0) == ["worker 1 (no-such-host.invalid:1)"]
