@@ -1,16 +1,13 @@
 """Several workers that train one model: processes of their own on this machine, on a tiny network."""
 
 import signal
-import sys
 import time
-
-import cli
 
 import keras
 import numpy as np
 import pytest
 from conftest import RNG, TINY
-from workers import Workers, free_addresses
+from workers import Workers
 
 import checkpoint
 import utils
@@ -62,7 +59,9 @@ def test_workers_read_what_one_would_each_file_once(tmp_path, count, monkeypatch
 
 def test_two_workers_train_as_two_replicas_do(tmp_path, two_replicas):
     write_images(tmp_path / "images", 1280)
-    workers = Workers(tmp_path, 2, *FLAGS, "--epoch", 1, "--cache_mb", 0, "--seed", 3, "--flip", "--precision", "float32")
+    workers = Workers(
+        tmp_path, 2, *FLAGS, "--epoch", 1, "--cache_mb", 0, "--seed", 3, "--flip", "--precision", "float32"
+    )
     keras.utils.set_random_seed(3)
     with two_replicas.scope():
         dcgan = DCGAN(**TINY, ema=0.999)
