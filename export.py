@@ -1,36 +1,44 @@
 #!/usr/bin/env python3
-"""Write what others need of a trained model to a new folder, at half precision.
+"""Write what others need of a trained model to a new folder.
 
 ./export.py checkpoints/published --checkpointDir checkpoints/mine
+./export.py onnx-of-mine --checkpointDir checkpoints/mine --format onnx
 
-That is the generator that completes, the discriminator, and the covariance and the encoder where there are some. It can
-be completed with, and be trained further with train-dcgan.py --init.
+That is the generator that completes, the discriminator, and the encoder where there is one. As weights, at half
+precision and with the covariance, it can be completed with, and be trained further with train-dcgan.py --init. In the
+other formats it needs nothing of this code, and a README.md beside it tells what it takes and gives.
 """
 
 import argparse
+import importlib.util
 import os
 import sys
 import tempfile
+from pathlib import Path
 
 import cli
 
 import checkpoint
 import utils
 
+FORMATS = "weights", "saved_model", "keras", "onnx", "litert"
+
 
 def main():
     parser = cli.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", metavar="OUT", help="a new or empty folder")
     parser.add_argument("--checkpointDir", metavar="DIR", default="checkpoints/mine", help="the model (%(default)s)")
+    parser.add_argument("--format", choices=FORMATS, default="weights", help="how (%(default)s)")
     return parser.run(export, parser.parse_args())
 
 
 def export(args):
+    if args.format == "onnx" and not importlib.util.find_spec("tf2onnx"):
+        raise cli.UserError("--format onnx: needs the package tf2onnx; pip install tf2onnx")
     if not checkpoint.holds_model(args.checkpointDir):
         raise cli.UserError(f"--checkpointDir {args.checkpointDir}: holds no model; train one with train-dcgan.py")
     out = utils.make_directory(args.out, "OUT", empty=True)
     with cli.quiet_tensorflow():
-        import blend
         import ops
         from encoder import Encoder
         from model import DCGAN
@@ -38,23 +46,47 @@ def export(args):
         ops.use_device()
     dcgan = DCGAN.load(args.checkpointDir)
     encoder, other = Encoder.load(args.checkpointDir, dcgan)
-    covariance = blend.load_covariance(args.checkpointDir, dcgan.image_shape)
     if other:
         print(f"{args.checkpointDir}: its encoder is left out, as it is for another generator", file=sys.stderr)
 
-    parts = [f"generator and discriminator of step {dcgan.step}"]
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as draft:  # all of it is there, or nothing
-        dcgan.export(f"{draft}/model")
-        if covariance:
-            blend.save_covariance(f"{draft}/model", covariance)
-            parts.append("covariance")
-        if encoder:
-            encoder.export(f"{draft}/model")
-            parts.append(f"encoder of step {encoder.step}")
+        if args.format == "weights":
+            parts = write_weights(f"{draft}/model", dcgan, encoder, args.checkpointDir)
+        else:
+            parts = write_models(f"{draft}/model", dcgan, encoder, args.format)
         with utils.naming(out):
             os.replace(f"{draft}/model", out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"{out}: {', '.join(parts)}; {size / 1e6:.0f} MB")
+
+
+def write_weights(folder, dcgan, encoder, source):
+    """Write what completes and can be trained further, with the covariance kept in `source`; returns what that is."""
+    import blend
+
+    covariance = blend.load_covariance(source, dcgan.image_shape)
+    dcgan.export(folder)
+    parts = [f"generator and discriminator of step {dcgan.step}"]
+    if covariance:
+        blend.save_covariance(folder, covariance)
+        parts.append("covariance")
+    if encoder:
+        encoder.export(folder)
+        parts.append(f"encoder of step {encoder.step}")
+    return parts
+
+
+def write_models(folder, dcgan, encoder, form):
+    """Write each network in a format that needs nothing of this code, and a README.md; returns what there is."""
+    import formats
+
+    models = formats.models(dcgan, encoder)
+    texts = [formats.describe(model) for model in models.values()]
+    os.mkdir(folder)
+    for (name, model), text in zip(models.items(), texts, strict=True):
+        formats.WRITERS[form](model, f"{folder}/{name}", text)
+    Path(folder, "README.md").write_text(formats.guide(form, texts))
+    return [f"{', '.join(models)} of step {dcgan.step} as {form}"]
 
 
 if __name__ == "__main__":

@@ -14,6 +14,11 @@ Times in turn, in blocks of steps, at 64x64 with batches of 64:
 
 Prints a Markdown table: the median images/s of the blocks, and the medians of their ratio to the float32 step and to
 the limit of the same round, so that what slows the machine for a while counts little.
+
+    python tests/benchmark.py --workers 2 --batch_size 256 --blocks 5 --steps 4
+
+times instead the step of workers that are each held to one core: one alone, two apart, and two that train together,
+each with a batch of its own.
 """
 
 import argparse
@@ -28,6 +33,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import benchmark_keras
+import benchmark_workers
 import keras
 import tensorflow as tf
 
@@ -114,11 +120,16 @@ class TimedRun(GANRun):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", required=True)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--dataset")
+    what.add_argument("--workers", type=int, metavar="N")
     parser.add_argument("--blocks", type=int, default=11, help="blocks of each kind; the first is not counted")
     parser.add_argument("--steps", type=int, default=20, help="steps in a block")
     parser.add_argument("--batch_size", type=int, default=64)
     args = parser.parse_args()
+    if args.workers:
+        print(machine())
+        return benchmark_workers.table(args.workers, args.batch_size, "float32", args.blocks, args.steps)
     two = [tf.config.LogicalDeviceConfiguration()] * 2
     tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0], two)
     print(ops.use_device())

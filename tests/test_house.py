@@ -10,7 +10,7 @@ ROWS = [
     ["checkpoint", "cluster", "dataset", "masks", "metrics", "ops", "utils"],
     ["model"],
     ["encoder"],
-    ["team", "training", "runs", "search", "blend", "faces", "photos", "retouch"],
+    ["team", "training", "runs", "formats", "search", "blend", "faces", "photos", "retouch"],
     ["align", "inputs", "server", "jobs", "guard", "preview"],
     ["train-dcgan", "train-encoder", "complete", "sample", "export", "paint"],
 ]
