@@ -3,7 +3,6 @@
 A process that trains is a worker; the first of all is the chief.
 """
 
-import contextlib
 import json
 import os
 import re
@@ -78,12 +77,13 @@ def read_tf_config(text):
 def slurm_addresses(index):
     """The addresses of the tasks of this step of Slurm, in their order; raises UserError if they are not to be found.
 
-    The port is 20000 and the last four digits of the job's number, so that two jobs can share a machine.
+    Each step has 16 ports of its own from 20000 on, decided by its number and the job's: steps can share machines.
     """
     import tensorflow as tf
 
     try:
-        port = 20000 + int(os.environ.get("SLURM_JOB_ID", 0)) % 10000
+        job, step = (int(os.environ.get(f"SLURM_{name}_ID", 0)) for name in ("JOB", "STEP"))
+        port = 20000 + 16 * ((job + 37 * step) % 750)
         # Slurm itself gives each task its GPUs; the resolver would ask nvidia-smi, and needs as many as there are tasks
         resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
             port_base=port, gpus_per_node=2**16, gpus_per_task=1, auto_set_gpu=False
@@ -97,7 +97,7 @@ def slurm_addresses(index):
     if host and addresses[index].rpartition(":")[0] != host:
         raise cli.UserError(
             f"Slurm: task {index} runs on {host}, not where block distribution would have it; start with srun "
-            "--distribution=block, or set TF_CONFIG"
+            "--distribution=block, or unset SLURM_STEP_NUM_TASKS to train alone"
         )
     return addresses
 
@@ -105,13 +105,15 @@ def slurm_addresses(index):
 def absent(addresses, index):
     """Those of the workers, but for the one of that index, who cannot be reached: "worker 1 (host:port)"."""
 
-    def reached(address):
-        host, _, port = address.rpartition(":")
-        with contextlib.suppress(OSError), socket.create_connection((host.strip("[]"), int(port)), PROBE_SECONDS):
-            return True
-        return False
+    def missed(i):
+        host, _, port = addresses[i].rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), PROBE_SECONDS).close()
+        except socket.gaierror:
+            return f"worker {i} ({addresses[i]}, a name that is not known here)"
+        except OSError:
+            return f"worker {i} ({addresses[i]})"
 
     others = [i for i in range(len(addresses)) if i != index]
     with ThreadPoolExecutor(max(1, len(others))) as pool:
-        there = pool.map(reached, [addresses[i] for i in others])
-        return [f"worker {i} ({addresses[i]})" for i, here in zip(others, there, strict=True) if not here]
+        return list(filter(None, pool.map(missed, others)))

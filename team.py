@@ -12,6 +12,7 @@ import itertools
 import json
 import re
 import signal
+import textwrap
 import time
 
 import cli
@@ -56,10 +57,12 @@ def join(place, timeout):
         if missing:
             why = f"--join_timeout {timeout}: {' and '.join(missing)} did not come, or went again; see there why"
         else:
-            why = f"{own}: the workers could not meet ({cli.reason(error)}); is the port free, and the network open?"
+            reason = textwrap.shorten(cli.reason(error), 150)
+            why = f"{own}: the workers could not meet ({reason}); see that the port is free and the network open"
         raise cli.UserError(f"{why}, and start all again") from error
     finally:
         signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # TensorFlow has made it do nothing
 
 
 def limit_meeting(count, timeout):

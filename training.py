@@ -149,8 +149,9 @@ class Run:
 
     def finish(self):
         """Train, tell in a line how it ended, and return the exit status of a script."""
-        ended_by = self.train()
-        self.team.part()
+        with cli.deferred_signals():  # one that comes late must not end us while others wait
+            ended_by = self.train()
+            self.team.part()
         following = "stopped; the same command goes on from there" if ended_by else "a higher --epoch trains longer"
         print(f"{self.directory}: {self.epoch} of {self.epochs} epochs done, step {self.model.step}; {following}")
         return 128 + ended_by if ended_by else 0

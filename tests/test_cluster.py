@@ -15,7 +15,7 @@ HOSTS = ["a:2222", "b:2222", "c:2222"]
 
 @pytest.fixture(autouse=True)
 def no_cluster(monkeypatch):
-    for name in ("TF_CONFIG", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURMD_NODENAME"):
+    for name in ("TF_CONFIG", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_STEP_ID", "SLURMD_NODENAME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -87,17 +87,29 @@ def in_slurm(monkeypatch, tasks, index, nodes="node[2-3]", per_node="1(x2)", **m
 def test_slurm_tells_the_place(monkeypatch):
     in_slurm(monkeypatch, 2, 1)
     assert cluster.place() == (1, 2, None)
-    assert cluster.slurm_addresses(1) == ["node2:23456", "node3:23456"]
+    port = 20000 + 16 * (123456 % 750)
+    assert cluster.slurm_addresses(1) == [f"node2:{port}", f"node3:{port}"]
     in_slurm(monkeypatch, 1, 0)
     assert cluster.place() == (0, 1, [""])
 
 
 def test_tasks_of_slurm_are_in_the_order_of_their_nodes(monkeypatch):
     in_slurm(monkeypatch, 4, 3, nodes="node[9-11]", per_node="2,1(x2)", SLURMD_NODENAME="node11")
-    assert cluster.slurm_addresses(3) == ["node9:23456", "node9:23457", "node10:23456", "node11:23456"]
+    assert cluster.slurm_addresses(3) == ["node9:27296", "node9:27297", "node10:27296", "node11:27296"]
     monkeypatch.setenv("SLURMD_NODENAME", "node9")
     with pytest.raises(cli.UserError, match="task 3 runs on node9.*--distribution=block"):
         cluster.slurm_addresses(3)
+
+
+def test_steps_that_run_at_once_have_ports_of_their_own(monkeypatch):
+    taken = set()
+    for job, step in ((100, 0), (100, 1), (101, 0), (101, 1), (849, 0)):
+        in_slurm(monkeypatch, 2, 0, nodes="node1", per_node="2")
+        monkeypatch.setenv("SLURM_JOB_ID", str(job))
+        monkeypatch.setenv("SLURM_STEP_ID", str(step))
+        addresses = cluster.slurm_addresses(0)
+        assert not taken & set(addresses) and all(20000 <= int(a.split(":")[1]) < 32768 for a in addresses)
+        taken |= set(addresses)
 
 
 def test_variables_of_slurm_that_make_no_sense_are_one_line(monkeypatch):
@@ -114,4 +126,6 @@ def test_who_does_not_listen_is_absent():
     addresses = free_addresses(3)
     with socket.create_server(("127.0.0.1", int(addresses[2].rpartition(":")[2]))):
         assert cluster.absent(addresses, 0) == [f"worker 1 ({addresses[1]})"]
-    assert cluster.absent([*addresses[:1], "no-such-host.invalid:1"], 0) == ["worker 1 (no-such-host.invalid:1)"]
+    assert cluster.absent([*addresses[:1], "no-such-host.invalid:1"], 0) == [
+        "worker 1 (no-such-host.invalid:1, a name that is not known here)"
+    ]
