@@ -74,34 +74,6 @@ def read_tf_config(text):
     return Place(tasks.index((task["type"], task["index"])), len(tasks), addresses)
 
 
-def slurm_addresses(index):
-    """The addresses of the tasks of this step of Slurm, in their order; raises UserError if they are not to be found.
-
-    Each step has 16 ports of its own from 20000 on, decided by its number and the job's: steps can share machines.
-    """
-    import tensorflow as tf
-
-    try:
-        job, step = (int(os.environ.get(f"SLURM_{name}_ID", 0)) for name in ("JOB", "STEP"))
-        port = 20000 + 16 * ((job + 37 * step) % 750)
-        # Slurm itself gives each task its GPUs; the resolver would ask nvidia-smi, and needs as many as there are tasks
-        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
-            port_base=port, gpus_per_node=2**16, gpus_per_task=1, auto_set_gpu=False
-        )
-        addresses = resolver.cluster_spec().as_dict()["worker"]
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise cli.UserError(f"Slurm: {cli.reason(error)}; start the workers by srun, or set TF_CONFIG") from error
-    # the resolver has node10 before node2, Slurm after it
-    addresses.sort(key=lambda text: [part.zfill(10) if part.isdigit() else part for part in re.split(r"(\d+)", text)])
-    host = os.environ.get("SLURMD_NODENAME")
-    if host and addresses[index].rpartition(":")[0] != host:
-        raise cli.UserError(
-            f"Slurm: task {index} runs on {host}, not where block distribution would have it; start with srun "
-            "--distribution=block, or unset SLURM_STEP_NUM_TASKS to train alone"
-        )
-    return addresses
-
-
 def absent(addresses, index):
     """Those of the workers, but for the one of that index, who cannot be reached: "worker 1 (host:port)"."""
 

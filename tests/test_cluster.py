@@ -1,14 +1,20 @@
 """What TF_CONFIG and Slurm's variables say of a cluster, and whom one can reach."""
 
 import json
+import re
 import socket
+import subprocess
 
 import cli
 
+import kubernetes_validate
 import pytest
+import yaml
+from conftest import ROOT
 from workers import free_addresses
 
 import cluster
+from team import slurm_addresses
 
 HOSTS = ["a:2222", "b:2222", "c:2222"]
 
@@ -88,17 +94,17 @@ def test_slurm_tells_the_place(monkeypatch):
     in_slurm(monkeypatch, 2, 1)
     assert cluster.place() == (1, 2, None)
     port = 20000 + 16 * (123456 % 750)
-    assert cluster.slurm_addresses(1) == [f"node2:{port}", f"node3:{port}"]
+    assert slurm_addresses(1) == [f"node2:{port}", f"node3:{port}"]
     in_slurm(monkeypatch, 1, 0)
     assert cluster.place() == (0, 1, [""])
 
 
 def test_tasks_of_slurm_are_in_the_order_of_their_nodes(monkeypatch):
     in_slurm(monkeypatch, 4, 3, nodes="node[9-11]", per_node="2,1(x2)", SLURMD_NODENAME="node11")
-    assert cluster.slurm_addresses(3) == ["node9:27296", "node9:27297", "node10:27296", "node11:27296"]
+    assert slurm_addresses(3) == ["node9:27296", "node9:27297", "node10:27296", "node11:27296"]
     monkeypatch.setenv("SLURMD_NODENAME", "node9")
     with pytest.raises(cli.UserError, match="task 3 runs on node9.*--distribution=block"):
-        cluster.slurm_addresses(3)
+        slurm_addresses(3)
 
 
 def test_steps_that_run_at_once_have_ports_of_their_own(monkeypatch):
@@ -107,7 +113,7 @@ def test_steps_that_run_at_once_have_ports_of_their_own(monkeypatch):
         in_slurm(monkeypatch, 2, 0, nodes="node1", per_node="2")
         monkeypatch.setenv("SLURM_JOB_ID", str(job))
         monkeypatch.setenv("SLURM_STEP_ID", str(step))
-        addresses = cluster.slurm_addresses(0)
+        addresses = slurm_addresses(0)
         assert not taken & set(addresses) and all(20000 <= int(a.split(":")[1]) < 32768 for a in addresses)
         taken |= set(addresses)
 
@@ -119,7 +125,7 @@ def test_variables_of_slurm_that_make_no_sense_are_one_line(monkeypatch):
             cluster.place()
     in_slurm(monkeypatch, 2, 1, nodes="")
     with pytest.raises(cli.UserError, match="^Slurm: "):
-        cluster.slurm_addresses(1)
+        slurm_addresses(1)
 
 
 def test_who_does_not_listen_is_absent():
@@ -129,3 +135,30 @@ def test_who_does_not_listen_is_absent():
     assert cluster.absent([*addresses[:1], "no-such-host.invalid:1"], 0) == [
         "worker 1 (no-such-host.invalid:1, a name that is not known here)"
     ]
+
+
+def test_the_job_for_kubernetes_tells_each_pod_its_place(tmp_path):
+    service, job = yaml.safe_load_all((ROOT / "docs/kubernetes.yaml").read_text())
+    for document in (service, job):
+        kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
+    pod = job["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    (port,) = {each["port"] for each in service["spec"]["ports"]}
+    name, count = job["metadata"]["name"], job["spec"]["completions"]
+    assert service["spec"]["clusterIP"] == "None" and service["spec"]["selector"] == {"job-name": name}
+    assert pod["subdomain"] == service["metadata"]["name"] and job["spec"]["parallelism"] == count
+    (tmp_path / "train-dcgan.py").write_text('#!/bin/sh\necho "$TF_CONFIG"\n')
+    (tmp_path / "train-dcgan.py").chmod(0o755)
+    variables = {each["name"]: each["value"] for each in container["env"]}
+    for index in (0, count - 1):
+        env = {"PATH": "/usr/bin:/bin", "JOB_COMPLETION_INDEX": str(index), **variables}
+        done = subprocess.run(container["command"], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+        hosts = [f"{name}-{i}.{pod['subdomain']}:{port}" for i in range(count)]
+        assert cluster.read_tf_config(done.stdout) == (index, count, hosts)
+
+
+def test_the_guide_s_tf_config_is_one():
+    text = (ROOT / "docs/CLUSTER.md").read_text()
+    (example,) = re.findall(r"TF_CONFIG='(.*?)'", text)
+    assert cluster.read_tf_config(example) == (0, 2, ["10.0.0.1:2222", "10.0.0.2:2222"])
+    assert cluster.read_tf_config(cluster.EXAMPLE).count == 2

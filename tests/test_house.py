@@ -15,7 +15,7 @@ ROWS = [
     ["train-dcgan", "train-encoder", "complete", "sample", "export", "paint"],
 ]
 WITHOUT_TENSORFLOW = ["cli", "utils", "faces", "masks", "metrics", "blend", "photos", "align", "inputs"]
-WITHOUT_TENSORFLOW += ["retouch", "preview", "guard", "jobs", "server", "paint"]
+WITHOUT_TENSORFLOW += ["retouch", "preview", "guard", "jobs", "server", "paint", "cluster"]
 FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("tests/*.py"), *ROOT.glob("docs/*.py"), *ROOT.glob("page/*.js")])
 
 
