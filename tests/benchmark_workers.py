@@ -75,7 +75,10 @@ def table(count, batch_size, precision, blocks, steps):
                 if not line:
                     raise SystemExit("a worker ended; see above why")
         kinds = {"one worker": apart[:1], f"{count} apart": apart, f"{count} together": together}
-        rounds = [{name: measure(processes) for name, processes in kinds.items()} for _ in range(blocks)]
+        rounds = []
+        for _ in range(blocks):
+            rounds.append({name: measure(processes) for name, processes in kinds.items()})
+            print(*(f"{name}: {times[0]:.3f} s" for name, times in rounds[-1].items()), sep=", ", file=sys.stderr)
     print(f"\n{batch_size} images a worker, {precision}, each worker on one core\n")
     print("| | seconds a step | images/s | times one worker | share of transfer and waiting | MB sent a step |")
     print("|---|---|---|---|---|---|")
