@@ -49,13 +49,16 @@ def export(args):
     if other:
         print(f"{args.checkpointDir}: its encoder is left out, as it is for another generator", file=sys.stderr)
 
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as draft:  # all of it is there, or nothing
+    with (
+        utils.naming(out),
+        ops.memory_and_disk(f"OUT {out}"),
+        tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as draft,  # all of it is there, or nothing
+    ):
         if args.format == "weights":
             parts = write_weights(f"{draft}/model", dcgan, encoder, args.checkpointDir)
         else:
             parts = write_models(f"{draft}/model", dcgan, encoder, args.format)
-        with utils.naming(out):
-            os.replace(f"{draft}/model", out)
+        os.replace(f"{draft}/model", out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"{out}: {', '.join(parts)}; {size / 1e6:.0f} MB")
 

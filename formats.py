@@ -6,6 +6,9 @@
 Batches are of any size; inputs and outputs have the names and ranges that `MEANINGS` tells.
 """
 
+import tempfile
+from pathlib import Path
+
 import keras
 import tensorflow as tf
 
@@ -18,6 +21,7 @@ MEANINGS = {
     "shown": "float32, images in [-1, 1] with 0 where they are unknown",
     "known": "float32, 1 where a pixel is known and 0 where it is not",
 }
+USE = "N is any number. Draw z uniformly from its range; grey levels are (images + 1) * 127.5."
 LOADING = {
     "saved_model": """import tensorflow as tf
 generator = tf.saved_model.load("generator").signatures["serving_default"]
@@ -71,7 +75,7 @@ def describe(model):
 def guide(form, texts):
     """What the README.md beside exported models says: what they take and give, and how the generator is loaded."""
     listed = "\n".join(f"- {text}" for text in texts)
-    return f"{listed}\n\nGrey levels are (images + 1) * 127.5.\n\n```python\n{LOADING[form]}\n```\n"
+    return f"{listed}\n\n{USE}\n\n```python\n{LOADING[form]}\n```\n"
 
 
 def function(model):
@@ -81,11 +85,14 @@ def function(model):
 
 
 def write_saved_model(model, path, text):
-    """Write a folder; a SavedModel has no place for `text`."""
+    """Write a folder, with `text` in a file among its assets."""
     module = tf.Module()  # Keras' own export would write all weights twice
     module.weights = [variable.value for variable in model.variables]
     module.serve, specs = function(model)
     tf.saved_model.save(module, path, signatures=module.serve.get_concrete_function(*specs))
+    extra = Path(path, "assets.extra")
+    extra.mkdir()
+    (extra / "README.txt").write_text(f"{text}\n")
 
 
 def write_keras(model, path, text):
@@ -101,16 +108,19 @@ def write_onnx(model, path, text):
     proto.doc_string = proto.graph.doc_string = text
     for value in (*proto.graph.input, *proto.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "N"
-    with open(f"{path}.onnx", "wb") as file:
-        file.write(proto.SerializeToString())
+        proto.metadata_props.add(key=value.name, value=MEANINGS[value.name])
+    Path(f"{path}.onnx").write_bytes(proto.SerializeToString())
 
 
 def write_litert(model, path, text):
     """Write path.tflite, with `text` as its description."""
     from tensorflow.lite.tools import flatbuffer_utils
 
-    model.export(f"{path}.tflite", format="litert", verbose=False)
-    stored = flatbuffer_utils.read_model(f"{path}.tflite")
+    # Keras exports it itself from 3.13 on, which does not run on Python 3.10
+    with tempfile.TemporaryDirectory(dir=Path(path).parent) as folder:
+        write_saved_model(model, folder, text)
+        converted = tf.lite.TFLiteConverter.from_saved_model(folder).convert()
+    stored = flatbuffer_utils.convert_bytearray_to_object(bytearray(converted))
     stored.description = text
     flatbuffer_utils.write_model(stored, f"{path}.tflite")
 

@@ -104,7 +104,7 @@ def broken(tmp_path):
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_dcgan():
     """A function that makes a tiny DCGAN whose weights and moving statistics are all random, as after training."""
     from model import DCGAN

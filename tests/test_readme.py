@@ -57,6 +57,7 @@ def test_the_commands_from_photos_to_completions(tmp_path, monkeypatch):
     assert "d_loss" in done["tensorboard"].stdout and "histograms" in done["tensorboard"].stdout
     assert (tmp_path / "checkpoints/published/ckpt-25.index").exists()
     assert (tmp_path / "checkpoints/published/encoder/ckpt-10.index").exists()
+    assert (tmp_path / "onnx-of-mine/encoder.onnx").exists()
     assert (tmp_path / "completions-of-faces" / "final" / "0000_portrait.png").exists()
     with Image.open(tmp_path / "photo.jpg") as before, Image.open(tmp_path / "completions/photos/photo.png") as after:
         changed = (np.asarray(before) != np.asarray(after)).any(-1)
