@@ -10,6 +10,7 @@ other formats it needs nothing of this code, and a README.md beside it tells wha
 """
 
 import argparse
+import importlib.metadata
 import importlib.util
 import os
 import sys
@@ -35,6 +36,8 @@ def main():
 def export(args):
     if args.format == "onnx" and not importlib.util.find_spec("tf2onnx"):
         raise cli.UserError("--format onnx: needs the package tf2onnx; pip install tf2onnx")
+    if args.format == "litert" and tuple(map(int, importlib.metadata.version("keras").split(".")[:2])) < (3, 13):
+        raise cli.UserError("--format litert: needs Keras 3.13, which needs Python 3.11; pip install 'keras>=3.13'")
     if not checkpoint.holds_model(args.checkpointDir):
         raise cli.UserError(f"--checkpointDir {args.checkpointDir}: holds no model; train one with train-dcgan.py")
     out = utils.make_directory(args.out, "OUT", empty=True)

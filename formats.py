@@ -6,7 +6,6 @@
 Batches are of any size; inputs and outputs have the names and ranges that `MEANINGS` tells.
 """
 
-import tempfile
 from pathlib import Path
 
 import keras
@@ -116,11 +115,8 @@ def write_litert(model, path, text):
     """Write path.tflite, with `text` as its description."""
     from tensorflow.lite.tools import flatbuffer_utils
 
-    # Keras exports it itself from 3.13 on, which does not run on Python 3.10
-    with tempfile.TemporaryDirectory(dir=Path(path).parent) as folder:
-        write_saved_model(model, folder, text)
-        converted = tf.lite.TFLiteConverter.from_saved_model(folder).convert()
-    stored = flatbuffer_utils.convert_bytearray_to_object(bytearray(converted))
+    model.export(f"{path}.tflite", format="litert", verbose=False)
+    stored = flatbuffer_utils.read_model(f"{path}.tflite")
     stored.description = text
     flatbuffer_utils.write_model(stored, f"{path}.tflite")
 

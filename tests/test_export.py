@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import importlib.metadata
 import importlib.util
 import re
 import subprocess
@@ -186,6 +187,9 @@ def test_a_package_that_is_not_there_is_named(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(cli.UserError, match="--format onnx: needs the package tf2onnx; pip install tf2onnx"):
         export.export(flags(trained, tmp_path, "onnx"))
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "3.12.4")
+    with pytest.raises(cli.UserError, match="--format litert: needs Keras 3.13, .*; pip install 'keras>=3.13'"):
+        export.export(flags(trained, tmp_path, "litert"))
     assert not list(tmp_path.iterdir())
 
 
