@@ -76,6 +76,7 @@ class Encoder:
             all_loss, hole_loss = map(ops.batch_mean, self.losses(images, shown, known, training=True))
             loss = all_loss + hole_loss
         ops.update(optimizer, self.network, tape, loss)
+        ops.average_statistics(self.network)
         return {"e_loss": loss, "e_loss_all": all_loss, "e_loss_hole": hole_loss}
 
     def guess(self, shown, known):

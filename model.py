@@ -167,6 +167,7 @@ class DCGAN:
             g_loss = ops.batch_mean(self.generator_loss(self.discriminator(fakes, training=True)))
         ops.update(g_optimizer, self.generator, g_tape, g_loss)
 
+        ops.average_statistics(self.generator, self.discriminator)
         losses = {"d_loss": d_loss, "d_loss_real": d_loss_real, "d_loss_fake": d_loss_fake, "g_loss": g_loss}
         return losses, {"d": tf.sigmoid(real_logits), "d_": tf.sigmoid(fake_logits)}
 

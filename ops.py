@@ -56,14 +56,10 @@ def conv2d_transpose(filters, name):
 
 
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Keras' layer, with TensorFlow's fused operation in training, and with the mean of all replicas' statistics.
+    """Keras' layer, with TensorFlow's fused operation in training, and moving statistics that each replica has of its own.
 
-    Keras computes the moments one by one, in float32 copies of its input, and keeps the first replica's.
+    Keras computes the moments one by one, in float32 copies of its input. `average_statistics` brings replicas together.
     """
-
-    def add_weight(self, *args, trainable=True, **options):
-        aggregation = "none" if trainable else "mean"
-        return super().add_weight(*args, trainable=trainable, aggregation=aggregation, **options)
 
     def call(self, inputs, training=None, mask=None):
         if not training:
@@ -75,8 +71,29 @@ class BatchNormalization(keras.layers.BatchNormalization):
         count = tf.cast(tf.size(inputs) / tf.size(gamma), tf.float32)
         variance *= (count - 1) / count  # it returns that of a sample, but Keras keeps that of the batch
         for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
-            moving.assign(moving * self.momentum + new * (1 - self.momentum))
+            assign_here(moving, moving * self.momentum + new * (1 - self.momentum))
         return outputs
+
+
+def assign_here(variable, value):
+    """Give a variable a value with this replica alone; outside of replicas, with all."""
+    if tf.distribute.in_cross_replica_context():
+        variable.assign(value)
+    else:
+        tf.raw_ops.AssignVariableOp(resource=variable.value.handle, value=value)
+
+
+def average_statistics(*networks):
+    """Set the moving statistics of networks to the means of all replicas', once a step, as each transfer has its price.
+
+    It is the same as if they had moved towards the means at once, for they move linearly.
+    """
+    context = tf.distribute.get_replica_context()
+    if context.num_replicas_in_sync > 1:
+        variables = [variable for network in networks for variable in network.non_trainable_variables]
+        means = context.all_reduce("MEAN", [tf.convert_to_tensor(variable) for variable in variables])
+        for variable, mean in zip(variables, means, strict=True):
+            assign_here(variable, mean)
 
 
 def batch_norm(name):
