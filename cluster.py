@@ -74,6 +74,16 @@ def read_tf_config(text):
     return Place(tasks.index((task["type"], task["index"])), len(tasks), addresses)
 
 
+def check_port(address):
+    """Raise UserError if something listens already at the port of this worker's own address."""
+    try:
+        socket.create_server(("", int(address.rpartition(":")[2]))).close()
+    except OSError as error:
+        raise cli.UserError(
+            f"{address}: this worker cannot listen there ({error.strerror}); choose another port"
+        ) from error
+
+
 def absent(addresses, index):
     """Those of the workers, but for the one of that index, who cannot be reached: "worker 1 (host:port)"."""
 
@@ -81,7 +91,7 @@ def absent(addresses, index):
         host, _, port = addresses[i].rpartition(":")
         try:
             socket.create_connection((host.strip("[]"), int(port)), PROBE_SECONDS).close()
-        except socket.gaierror:
+        except (socket.gaierror, UnicodeError):
             return f"worker {i} ({addresses[i]}, a name that is not known here)"
         except OSError:
             return f"worker {i} ({addresses[i]})"

@@ -131,7 +131,7 @@ class DCGAN:
         """One step, number `step` from 0, on a batch of which each replica takes its share.
 
         Returns the scalars d_loss, d_loss_real, d_loss_fake, g_loss (before the second update) and the probabilities
-        d, d_ (N, 1) that D gave to the real and the generated images, all of the whole batch.
+        d, d_ (N, 1) that D gave to the real and the generated images, of several machines to this one's share.
         """
         losses, probabilities = self.strategy.run(self.update_networks, (images, z, d_optimizer, g_optimizer))
         if self.averaged is not None:

@@ -56,9 +56,9 @@ def conv2d_transpose(filters, name):
 
 
 class BatchNormalization(keras.layers.BatchNormalization):
-    """Keras' layer, with TensorFlow's fused operation in training, and moving statistics that each replica has of its own.
+    """Keras' layer, with TensorFlow's fused operation in training; each replica has moving statistics of its own.
 
-    Keras computes the moments one by one, in float32 copies of its input. `average_statistics` brings replicas together.
+    Keras computes the moments one by one, in float32 copies of its input. See `average_statistics`.
     """
 
     def call(self, inputs, training=None, mask=None):
@@ -91,7 +91,7 @@ def average_statistics(*networks):
     context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync > 1:
         variables = [variable for network in networks for variable in network.non_trainable_variables]
-        means = context.all_reduce("MEAN", [tf.convert_to_tensor(variable) for variable in variables])
+        means = context.all_reduce("MEAN", [tf.identity(variable) for variable in variables])
         for variable, mean in zip(variables, means, strict=True):
             assign_here(variable, mean)
 

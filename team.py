@@ -13,6 +13,7 @@ import json
 import os
 import re
 import signal
+import sys
 import textwrap
 import time
 
@@ -30,26 +31,30 @@ LINGER_SECONDS = 12  # so long stays who has lost another, lest the others take 
 
 LOST = tuple(
     getattr(tf.errors, f"{name}Error")
-    for name in ("Unavailable", "DeadlineExceeded", "Aborted", "Cancelled", "Internal", "Unknown")
+    for name in ("Unavailable", "DeadlineExceeded", "Aborted", "Cancelled", "FailedPrecondition", "Internal", "Unknown")
 )
 
 
 def join(place, timeout):
     """Meet the other workers, and return the `Team`; TensorFlow must not have computed anything yet.
 
-    Raises UserError, naming who is missing, if not all have come within `timeout` seconds.
+    Raises UserError, naming who is missing, if not all have come within `timeout` seconds. From then on SIGTERM ends
+    the process by SystemExit, until a run defers it.
     """
+    ops.grow_memory()
     if place.count == 1:
         return Team(ops.strategy(), place.index, place.addresses)
     addresses = place.addresses or slurm_addresses(place.index)
     own = addresses[place.index]
+    cluster.check_port(own)
     print(f"worker {place.index} of {place.count}, {own}: waits for the others", flush=True)
-    ops.grow_memory()
     limit_meeting(place.count, timeout)
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": addresses}), task_type="worker", task_id=place.index, rpc_layer="grpc"
     )
-    interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)  # as Python hears nothing while TensorFlow waits
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if before[signal.SIGINT] != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # as Python hears nothing while TensorFlow waits
     try:
         return Team(tf.distribute.MultiWorkerMirroredStrategy(resolver), place.index, addresses)
     except (tf.errors.OpError, RuntimeError) as error:
@@ -59,11 +64,12 @@ def join(place, timeout):
             why = f"--join_timeout {timeout}: {' and '.join(missing)} did not come, or went again; see there why"
         else:
             reason = textwrap.shorten(cli.reason(error), 150)
-            why = f"{own}: the workers could not meet ({reason}); see that the port is free and the network open"
+            why = f"{own}: the workers could not meet ({reason}); see that the network is open"
         raise cli.UserError(f"{why}, and start all again") from error
     finally:
-        signal.signal(signal.SIGINT, interrupt)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # TensorFlow has made it do nothing
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+        if before[signal.SIGTERM] != signal.SIG_IGN:  # TensorFlow has made it do nothing
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def limit_meeting(count, timeout):
@@ -109,7 +115,10 @@ def slurm_addresses(index):
 
 
 class Team:
-    """The workers that train together, as one of them sees it; whatever it offers all of them must call together."""
+    """The workers that train together, as one of them sees it.
+
+    All of them must call `any`, `gather`, `compare`, `copy_from_chief` and `part` together, in the same order.
+    """
 
     def __init__(self, strategy, index=0, addresses=("",)):
         """`strategy` runs a step on all of them; `addresses` are theirs, of which the one of `index` is one's own."""
@@ -150,7 +159,7 @@ class Team:
             if given[i][name] != given[0][name]:
                 raise cli.UserError(
                     f"{name}: {given[i][name]} for worker {i} ({self.addresses[i]}), {given[0][name]} for worker 0 "
-                    f"({self.addresses[0]}); start all with the same flags, the same images and the same model"
+                    f"({self.addresses[0]}); start all with the same images, model and flags, --precision too"
                 )
 
     def copy_from_chief(self, variables):
@@ -180,11 +189,14 @@ class Team:
             if self.count == 1:
                 raise
             lost = " and ".join(cluster.absent(self.addresses, self.index)) or self.named(str(error))
+            if not lost and self.chief:
+                raise
+            lost = lost or f"worker 0 ({self.addresses[0]}; {textwrap.shorten(cli.reason(error), 150)})"
             time.sleep(LINGER_SECONDS)
             raise cli.UserError(f"lost {lost}, or the network to it; {remedy()}") from error
 
     def named(self, message):
-        """The worker that TensorFlow's message is about; the chief if it names none, as it then missed the chief."""
+        """The other worker that TensorFlow's message is about, or None if it is of the chief or of something else."""
         found = [int(task) for task in re.findall(r"/job:worker/(?:replica:\d+/)?task:(\d+)", message)]
-        lost = [task for task in found if task != self.index and task < self.count] or [0]
-        return f"worker {lost[-1]} ({self.addresses[lost[-1]]})"
+        lost = [task for task in found if task != self.index and task < self.count]
+        return f"worker {lost[-1]} ({self.addresses[lost[-1]]})" if lost else None

@@ -109,8 +109,8 @@ def train(args):
     size, channels = config["architecture"]["image_size"], config["architecture"]["c_dim"]
     images = ImageFolder(args.dataset, size, channels, args.train_size, seed, args.cache_mb)
     per_epoch = len(images) // min(options["batch_size"], len(images))
-    place = "in memory" if images.images is not None else "read anew each epoch"
-    print(f"images: {len(images)}, {place}; steps an epoch: {per_epoch}")
+    where = "in memory" if images.images is not None else "read anew each epoch"
+    print(f"images: {len(images)}, {where}; steps an epoch: {per_epoch}")
     enough = -(-checkpoint.FACES_AFTER // per_epoch)
     if args.epoch < enough and team.chief and not (resumed or args.init):
         print(

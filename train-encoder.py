@@ -91,7 +91,7 @@ def train(args):
     held_out = images.hold_out(min(HELD_OUT, max(1, len(images) // 10)), options["seed"])
     per_epoch = len(images) // min(options["batch_size"], len(images))
     print(f"images: {len(images)} to learn from, {len(held_out)} held out; steps an epoch: {per_epoch}")
-    if args.epoch * per_epoch < ENOUGH:
+    if args.epoch * per_epoch < ENOUGH and team.chief:
         print(f"a good encoder takes about {ENOUGH} steps, --epoch {-(-ENOUGH // per_epoch)}")
 
     precision = options.pop("precision")

@@ -120,9 +120,9 @@ class Run:
         """
         if self.epoch >= self.epochs:
             return None
-        if self.team.chief:
-            self.prepare_directories()
         with cli.deferred_signals() as stop, self.progress_bar() as bar, self.summary_writer().as_default():
+            if self.team.chief:
+                self.prepare_directories()
             self.record_start()
             for batch in self.batches():
                 outputs = self.step(batch)

@@ -9,7 +9,7 @@ table: images/s, and how many times those of one worker they are.
 
 import argparse
 
-SUMS = 3, 5  # in a step: of the gradients of its three updates; and of a few numbers each, which only wait
+SUMS = 3, 6  # in a step: of the gradients of its three updates; and of few numbers, which only wait
 
 
 def seconds_a_step(workers, seconds, megabytes, gigabits, rounds_ms, waiting):

@@ -132,9 +132,17 @@ def test_who_does_not_listen_is_absent():
     addresses = free_addresses(3)
     with socket.create_server(("127.0.0.1", int(addresses[2].rpartition(":")[2]))):
         assert cluster.absent(addresses, 0) == [f"worker 1 ({addresses[1]})"]
-    assert cluster.absent([*addresses[:1], "no-such-host.invalid:1"], 0) == [
-        "worker 1 (no-such-host.invalid:1, a name that is not known here)"
-    ]
+    for host in ("no-such-host.invalid", "a..b", "a" * 64):
+        lost = f"worker 1 ({host}:1, a name that is not known here)"
+        assert cluster.absent([addresses[0], f"{host}:1"], 0) == [lost]
+
+
+def test_a_port_that_is_taken_is_one_line():
+    (address,) = free_addresses(1)
+    cluster.check_port(address)
+    with socket.create_server(("", int(address.rpartition(":")[2]))):
+        with pytest.raises(cli.UserError, match=f"^{address}: this worker cannot listen there .*in use"):
+            cluster.check_port(address)
 
 
 def test_the_job_for_kubernetes_tells_each_pod_its_place(tmp_path):

@@ -1,5 +1,7 @@
 """Several workers that train one model: processes of their own on this machine, on a tiny network."""
 
+import re
+import shutil
 import signal
 import time
 
@@ -12,8 +14,9 @@ from workers import Workers
 import checkpoint
 import utils
 from dataset import ImageFolder
+from encoder import Encoder
 from model import DCGAN
-from runs import GANRun
+from runs import EncoderRun, GANRun
 from team import Team
 
 ARCHITECTURE = [flag for name, value in TINY.items() for flag in (f"--{name}", value)]
@@ -106,14 +109,22 @@ def test_a_run_outlives_its_workers(tmp_path):
     assert workers.wait(60) == [128 + signal.SIGTERM] and steps(tmp_path)[-1] > newest
 
 
-def test_workers_that_differ_are_told_in_what(tmp_path):
+@pytest.mark.parametrize(
+    "flag, other, name, values",
+    [
+        ("--learning_rate", "0.1", "learning_rate", ("0.1", "0.0002")),
+        ("--dataset", "others", "images", (r"24 \(\w+\)", r"24 \(\w+\)")),
+    ],
+)
+def test_workers_that_differ_are_told_in_what(tmp_path, flag, other, name, values):
     write_images(tmp_path / "images", 24)
     write_images(tmp_path / "others", 24)
-    workers = Workers(tmp_path, 2, FLAGS, [*FLAGS, "--dataset", "others", "--learning_rate", 0.1])
+    workers = Workers(tmp_path, 2, FLAGS, [*FLAGS, flag, other])
     assert workers.wait(60) == [2, 2]
     for i in range(2):
         (line,) = workers.said(i)
-        assert line.startswith("train-dcgan.py: error: learning_rate: 0.1 for worker 1 (") and "0.0002 for" in line
+        told = rf"train-dcgan.py: error: {name}: {values[0]} for worker 1 \(.*\), {values[1]} for worker 0 \(.*"
+        assert re.fullmatch(told, line)
     assert not steps(tmp_path)
 
 
@@ -123,3 +134,26 @@ def test_a_worker_that_never_comes_is_named(tmp_path):
     assert workers.wait(60) == [2, 2]
     (line,) = workers.said(0)
     assert f"error: --join_timeout 5: worker 1 ({workers.addresses[1]}) did not come" in line
+
+
+def test_two_workers_train_an_encoder_as_two_replicas_do(trained, tmp_path, two_replicas):
+    for copy in ("workers", "replicas"):
+        shutil.copytree(trained, tmp_path / copy, ignore=shutil.ignore_patterns("logs", "samples"))
+    flags = ["--dataset", "images", "--epoch", 2, "--batch_size", 4, "--precision", "float32"]
+    workers = Workers(tmp_path / "workers", 2, *flags, script="train-encoder.py")
+    home = tmp_path / "replicas"
+    images, source = ImageFolder(home / "images", 16, 3), DCGAN.load(home / "checkpoints/mine")
+    held_out = images.hold_out(1, 0)
+    keras.utils.set_random_seed(0)
+    with two_replicas.scope():
+        dcgan = DCGAN(**TINY)
+        dcgan.start_from(source)
+        encoder = Encoder(dcgan)
+    homes = dict(checkpoint_dir=home / "encoder", sample_dir=home, log_dir=home)
+    training = dict(epoch=2, batch_size=4, learning_rate=0.0005, beta1=0.5, seed=0, flip=False)
+    EncoderRun(encoder, images, held_out, "mine", **training, **homes).train()
+    assert workers.wait(120) == [0, 0], workers.said(0) + workers.said(1)
+    trained_by_two, _ = Encoder.load(tmp_path / "workers/checkpoints/mine", source)
+    assert trained_by_two.step == encoder.step == 4
+    for ours, theirs in zip(encoder.network.variables, trained_by_two.network.variables, strict=True):
+        np.testing.assert_allclose(theirs.numpy(), ours.numpy(), rtol=0, atol=1e-5, err_msg=ours.path)

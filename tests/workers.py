@@ -1,7 +1,9 @@
 """Several workers on one machine, for the tests, the benchmark and faults.py."""
 
+import contextlib
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -47,14 +49,13 @@ class Workers:
 
 
 def free_addresses(count):
-    """Addresses on this machine that nothing listens on."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    addresses = [f"127.0.0.1:{each.getsockname()[1]}" for each in sockets]
-    for each in sockets:
-        each.close()
-    return addresses
+    """Addresses on this machine that nothing listens on, below the ports that outgoing connections take."""
+    addresses = set()
+    while len(addresses) < count:
+        port = random.SystemRandom().randrange(15000, 32000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            addresses.add(f"127.0.0.1:{port}")
+    return sorted(addresses)
 
 
 def tf_config(addresses, index):
