@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import socket
 import subprocess
 
@@ -170,3 +171,11 @@ def test_the_guide_s_tf_config_is_one():
     (example,) = re.findall(r"TF_CONFIG='(.*?)'", text)
     assert cluster.read_tf_config(example) == (0, 2, ["10.0.0.1:2222", "10.0.0.2:2222"])
     assert cluster.read_tf_config(cluster.EXAMPLE).count == 2
+
+
+def test_the_model_of_what_a_cluster_pays():
+    names = runpy.run_path(str(ROOT / "docs/scaling.py"))
+    seconds = names["seconds_a_step"]
+    assert seconds(1, 2.0, 50, 1, 0.2, 0.05) == 2
+    # each of 4 sends 1.5 times 50 MB at 1 Gbit/s, in 9 sums of 6 rounds of 0.2 ms
+    assert seconds(4, 2.0, 50, 1, 0.2, 0.05) == pytest.approx(2.1 + 0.6 + 9 * 6 * 0.0002)

@@ -1,6 +1,6 @@
 """How much faster several machines train than one: a model, from what one step takes and what one transfer takes.
 
-    python docs/cluster.py --seconds 0.575 --images 64
+    python docs/scaling.py --seconds 0.575 --images 64
 
 Each worker computes a step on its own images; then all add up their gradients around a ring: of n workers each sends
 2 (n - 1) / n times the gradients' bytes, in 2 (n - 1) rounds (Patarasuk and Yuan 2009, section 3). Prints a Markdown
