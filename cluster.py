@@ -85,12 +85,14 @@ def check_port(address):
 
 
 def absent(addresses, index):
-    """Those of the workers, but for the one of that index, who cannot be reached: "worker 1 (host:port)"."""
+    """Those of the workers, but for the one of that index, who do not answer: "worker 1 (host:port)"."""
 
     def missed(i):
         host, _, port = addresses[i].rpartition(":")
         try:
-            socket.create_connection((host.strip("[]"), int(port)), PROBE_SECONDS).close()
+            with socket.create_connection((host.strip("[]"), int(port)), PROBE_SECONDS) as connection:
+                if not connection.recv(1):  # gRPC's server speaks first; a frozen process accepts, and is silent
+                    raise ConnectionResetError
         except (socket.gaierror, UnicodeError):
             return f"worker {i} ({addresses[i]}, a name that is not known here)"
         except OSError:

@@ -27,9 +27,10 @@ def main():
     add("--seconds", type=float, required=True, help="one worker's step alone")
     add("--images", type=int, required=True, help="of each worker in a step")
     add("--megabytes", type=float, default=58.4, help="of gradients in a step (%(default)s)")
-    add("--rounds_ms", type=float, default=0.2, help="what a round of a ring takes beside its bytes (%(default)s)")
+    add("--rounds_ms", type=float, default=0.5, help="what a round of a ring takes beside its bytes (%(default)s)")
     add("--waiting", type=float, default=0.03, help="share of a step that the slowest takes longer (%(default)s)")
-    add("--most_gigabits", type=float, default=5.3, help="that a worker can send, whatever the network (%(default)s)")
+    add("--used", type=float, default=0.67, help="share of what a network can carry that is used (%(default)s)")
+    add("--most_gigabits", type=float, default=5.7, help="that a worker can send, whatever the network (%(default)s)")
     args = parser.parse_args()
     networks = 1, 10, 100
     print(f"| workers | images a step | {' | '.join(f'{gigabits} Gbit/s' for gigabits in networks)} |")
@@ -37,7 +38,7 @@ def main():
     for workers in (1, 2, 4, 8, 16, 32, 64):
         cells = []
         for gigabits in networks:
-            rate = min(gigabits, args.most_gigabits)
+            rate = min(gigabits * args.used, args.most_gigabits)
             step = seconds_a_step(workers, args.seconds, args.megabytes, rate, args.rounds_ms, args.waiting)
             cells.append(f"{workers * args.images / step:,.0f} ({workers * args.seconds / step:.1f})")
         print(f"| {workers} | {workers * args.images} | {' | '.join(cells)} |")

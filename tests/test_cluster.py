@@ -5,6 +5,7 @@ import re
 import runpy
 import socket
 import subprocess
+import threading
 
 import cli
 
@@ -129,10 +130,15 @@ def test_variables_of_slurm_that_make_no_sense_are_one_line(monkeypatch):
         slurm_addresses(1)
 
 
-def test_who_does_not_listen_is_absent():
-    addresses = free_addresses(3)
-    with socket.create_server(("127.0.0.1", int(addresses[2].rpartition(":")[2]))):
-        assert cluster.absent(addresses, 0) == [f"worker 1 ({addresses[1]})"]
+def test_who_does_not_answer_is_absent(monkeypatch):
+    monkeypatch.setattr(cluster, "PROBE_SECONDS", 0.5)
+    addresses = free_addresses(4)
+    answering, silent = (socket.create_server(("127.0.0.1", int(a.rpartition(":")[2]))) for a in addresses[2:])
+    with answering, silent:
+        thread = threading.Thread(target=lambda: answering.accept()[0].sendall(b"hello"))
+        thread.start()
+        assert cluster.absent(addresses, 0) == [f"worker {i} ({addresses[i]})" for i in (1, 3)]
+        thread.join()
     for host in ("no-such-host.invalid", "a..b", "a" * 64):
         lost = f"worker 1 ({host}:1, a name that is not known here)"
         assert cluster.absent([addresses[0], f"{host}:1"], 0) == [lost]
