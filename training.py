@@ -1,5 +1,6 @@
 """A run: train networks from the newest checkpoint on, alone or with other machines, report, evaluate and save."""
 
+import contextlib
 import os
 import signal
 import sys
@@ -120,9 +121,12 @@ class Run:
         """
         if self.epoch >= self.epochs:
             return None
-        with cli.deferred_signals() as stop, self.progress_bar() as bar, self.summary_writer().as_default():
+        with contextlib.ExitStack() as stack:
+            stop = stack.enter_context(cli.deferred_signals())
             if self.team.chief:
                 self.prepare_directories()
+            bar = stack.enter_context(self.progress_bar())
+            stack.enter_context(self.summary_writer().as_default())
             self.record_start()
             for batch in self.batches():
                 outputs = self.step(batch)

@@ -26,7 +26,7 @@ def main():
     add = parser.add_argument
     add("--seconds", type=float, required=True, help="one worker's step alone")
     add("--images", type=int, required=True, help="of each worker in a step")
-    add("--megabytes", type=float, default=58.4, help="of gradients in a step (%(default)s)")
+    add("--megabytes", type=float, default=58.3, help="of gradients in a step (%(default)s)")
     add("--rounds_ms", type=float, default=0.5, help="what a round of a ring takes beside its bytes (%(default)s)")
     add("--waiting", type=float, default=0.03, help="share of a step that the slowest takes longer (%(default)s)")
     add("--used", type=float, default=0.67, help="share of what a network can carry that is used (%(default)s)")

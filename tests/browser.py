@@ -9,6 +9,7 @@ import sys
 import urllib.parse
 from pathlib import Path
 
+from conftest import heed_sigint
 from playwright.sync_api import expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,7 +22,8 @@ SEARCHED = re.compile("choose one|inpainted|Stopped")
 def serving(*flags):
     """Run paint.py on a free port; yields the link it prints, and checks that it had nothing to complain of."""
     words = [sys.executable, ROOT / "paint.py", "--port", "0", *flags]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen(words, **pipes, preexec_fn=heed_sigint) as server:
         try:
             server.stdout.readline()
             yield server.stdout.readline().split()[1]

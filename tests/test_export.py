@@ -4,6 +4,7 @@ import argparse
 import functools
 import importlib.metadata
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import onnx
 import onnxruntime
 import pytest
 import tensorflow as tf
+import tf2onnx.convert  # noqa: F401, see below
 from ai_edge_litert.interpreter import Interpreter
 from conftest import RNG, images, one_line, run, zs
 from tensorflow.lite.tools import flatbuffer_utils
@@ -25,6 +27,8 @@ import export
 import formats
 from encoder import Encoder
 from model import DCGAN
+
+os.environ.pop("TF_CPP_MIN_LOG_LEVEL", None)  # which tf2onnx sets, for all tests of this process
 
 
 def from_weights(folder, name):

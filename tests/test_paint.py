@@ -283,7 +283,7 @@ def test_paste_drop_and_touch(painter, portrait):
         page.says("1 face found")
     page.page.fill("#size", "60")
     page.page.touchscreen.tap(*page.place(150, 130))
-    assert inked(page) > 300
+    assert any(inked(page) > 300 for _ in range(100))  # the page hears of a touch later
 
 
 def luminance(color):
