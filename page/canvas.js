@@ -100,7 +100,8 @@ function drawStrokes(photo, strokes) {
     }
     context.lineWidth = stroke.size;
     context.beginPath();
-    context.moveTo(...stroke.points[0]);
+    const [x, y] = stroke.points[0];
+    context.moveTo(x - 0.01, y); // a tap is a dot, but browsers need not draw a line of no length
     for (const point of stroke.points) context.lineTo(...point);
     context.stroke();
   }
