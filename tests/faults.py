@@ -20,21 +20,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from workers import Workers
+from workers import Workers, write_images
 
 import checkpoint
-import utils
 
 FLAGS = "--dataset images --checkpoint_dir mine --image_size 16 --z_dim 5 --gf_dim 8 --df_dim 8".split()
 FLAGS += "--batch_size 12 --epoch 1000000 --eval_every 20 --join_timeout 30".split()
-
-
-def write_images(folder, count=60):
-    """Random 16x16 images to train on."""
-    rng = np.random.default_rng(0)
-    folder.mkdir()
-    for i in range(count):
-        utils.write_image(folder / f"{i}.png", rng.integers(0, 256, (16, 16, 3), np.uint8))
 
 
 def main():
@@ -50,7 +41,7 @@ def main():
     )
     print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as home:
-        write_images(Path(home, "images"))
+        write_images(Path(home, "images"), 60, np.random.default_rng(0))
         for _ in range(args.kills):
             victim, moment = draws.randrange(args.workers), draws.uniform(2, args.seconds)
             row, fine = kill(Path(home), args.workers, victim, moment)

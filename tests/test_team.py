@@ -9,10 +9,9 @@ import keras
 import numpy as np
 import pytest
 from conftest import RNG, TINY
-from workers import Workers
+from workers import Workers, write_images
 
 import checkpoint
-import utils
 from dataset import ImageFolder
 from encoder import Encoder
 from model import DCGAN
@@ -21,12 +20,6 @@ from team import Team
 
 ARCHITECTURE = [flag for name, value in TINY.items() for flag in (f"--{name}", value)]
 FLAGS = ["--dataset", "images", "--checkpoint_dir", "mine", "--join_timeout", 60, *ARCHITECTURE]
-
-
-def write_images(folder, count):
-    folder.mkdir()
-    for i in range(count):
-        utils.write_image(folder / f"{i}.png", RNG.integers(0, 256, (16, 16, 3), np.uint8))
 
 
 def steps(home):
@@ -44,7 +37,7 @@ def wait_for(workers, text, i=0, seconds=90):
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_workers_read_what_one_would_each_file_once(tmp_path, count, monkeypatch):
-    write_images(tmp_path / "images", 1290)
+    write_images(tmp_path / "images", 1290, RNG)
     images = ImageFolder(tmp_path / "images", 16, 3, cache_mb=0)
     read = []
     decode = images._decode
@@ -61,7 +54,7 @@ def test_workers_read_what_one_would_each_file_once(tmp_path, count, monkeypatch
 
 
 def test_two_workers_train_as_two_replicas_do(tmp_path, two_replicas):
-    write_images(tmp_path / "images", 1280)
+    write_images(tmp_path / "images", 1280, RNG)
     workers = Workers(
         tmp_path, 2, *FLAGS, "--epoch", 1, "--cache_mb", 0, "--seed", 3, "--flip", "--precision", "float32"
     )
@@ -84,7 +77,7 @@ def test_two_workers_train_as_two_replicas_do(tmp_path, two_replicas):
 
 def test_a_run_outlives_its_workers(tmp_path):
     """One gets SIGTERM, and all leave; another is killed, and the others say so; fewer go on."""
-    write_images(tmp_path / "images", 24)
+    write_images(tmp_path / "images", 24, RNG)
     flags = [*FLAGS, "--batch_size", 12, "--epoch", 10**6]
     workers = Workers(tmp_path, 2, *flags)
     wait_for(workers, "img/s")
@@ -117,8 +110,8 @@ def test_a_run_outlives_its_workers(tmp_path):
     ],
 )
 def test_workers_that_differ_are_told_in_what(tmp_path, flag, other, name, values):
-    write_images(tmp_path / "images", 24)
-    write_images(tmp_path / "others", 24)
+    write_images(tmp_path / "images", 24, RNG)
+    write_images(tmp_path / "others", 24, RNG)
     workers = Workers(tmp_path, 2, FLAGS, [*FLAGS, flag, other])
     assert workers.wait(60) == [2, 2]
     for i in range(2):
@@ -129,7 +122,7 @@ def test_workers_that_differ_are_told_in_what(tmp_path, flag, other, name, value
 
 
 def test_a_worker_that_never_comes_is_named(tmp_path):
-    write_images(tmp_path / "images", 24)
+    write_images(tmp_path / "images", 24, RNG)
     workers = Workers(tmp_path, 2, [*FLAGS, "--join_timeout", 5], ["--version"])
     assert workers.wait(60) == [2, 2]
     (line,) = workers.said(0)

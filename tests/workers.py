@@ -10,6 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
+import utils
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -46,6 +50,13 @@ class Workers:
         """The lines that a worker wrote, without the progress bar's."""
         text = (self.home / f"{name}{i}").read_text().replace("\r", "\n")
         return [line for line in text.splitlines() if line.strip() and "img/s" not in line]
+
+
+def write_images(folder, count, rng):
+    """Random 16x16 images to train on, in a new folder."""
+    folder.mkdir()
+    for i in range(count):
+        utils.write_image(folder / f"{i}.png", rng.integers(0, 256, (16, 16, 3), np.uint8))
 
 
 def free_addresses(count):
