@@ -16,6 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
 SEARCHED = re.compile("choose one|inpainted|Stopped")
+PATIENCE = 180  # seconds, so that no test fails because the machine is busy
+expect.set_options(timeout=1000 * PATIENCE)
 
 
 @contextlib.contextmanager
@@ -29,7 +31,7 @@ def serving(*flags):
             yield server.stdout.readline().split()[1]
         finally:
             server.send_signal(signal.SIGINT)
-            complaint = server.communicate(timeout=60)[1]
+            complaint = server.communicate(timeout=PATIENCE)[1]
     assert complaint == "paint.py: stopped\n" and server.returncode == 130, complaint
 
 
@@ -48,6 +50,7 @@ class Painter:
     def __init__(self, browser, url, **options):
         """Open the page in a window of its own; whatever it asks of another server fails, and is remembered."""
         self.context = browser.new_context(**dict(viewport=dict(width=1200, height=800)) | options)
+        self.context.set_default_timeout(1000 * PATIENCE)
         self.page = self.context.new_page()
         self.strangers, self.errors, host = [], [], urllib.parse.urlsplit(url).netloc
 
@@ -64,12 +67,12 @@ class Painter:
 
     def ready(self):
         """Wait for the model."""
-        expect(self.page.locator("#status")).to_have_text("Ready.", timeout=60000)
+        expect(self.page.locator("#status")).to_have_text("Ready.")
         return self
 
-    def says(self, text, seconds=30):
+    def says(self, text):
         """Wait until the status line holds a text, or matches a pattern."""
-        expect(self.page.locator("#status")).to_have_text(re.compile(text), timeout=1000 * seconds)
+        expect(self.page.locator("#status")).to_have_text(re.compile(text))
 
     def open(self, path):
         """Open a file by the file picker, and wait until it is there."""
