@@ -1,3 +1,4 @@
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,8 @@ import tensorflow as tf
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import blend
+import checkpoint
 import utils
 
 # two devices, so that a step on several replicas can be tested on any machine
@@ -119,6 +122,20 @@ def tiny_dcgan():
         return dcgan
 
     return make
+
+
+@pytest.fixture(scope="session")
+def small_model(tiny_dcgan, tmp_path_factory):
+    """A folder with all that checkpoints/faces-64 holds, for images of that size, but random and small."""
+    from encoder import Encoder
+
+    folder, dcgan = tmp_path_factory.mktemp("small") / "faces-64", tiny_dcgan(image_size=64)
+    for variable in dcgan.generator.trainable_variables[-2:]:
+        variable.assign(variable / 10)  # so that few pixels are at an end of their range
+    dcgan.export(folder)
+    Encoder(dcgan).export(folder)
+    shutil.copy(checkpoint.SHIPPED / blend.COVARIANCE, folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -25,8 +25,15 @@ PORTRAIT = skimage.data.astronaut()[:300, 80:380]
 
 
 @pytest.fixture(scope="module")
-def url():
-    with serving() as url:
+def url(small_model):
+    with serving("--checkpointDir", small_model) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def shipped_url():
+    """A server with the model that comes along."""
+    with serving("--checkpointDir", checkpoint.SHIPPED) as url:
         yield url
 
 
@@ -81,8 +88,8 @@ def inked(painter):
 
 
 @pytest.mark.parametrize("which", ["astronaut", "grace_hopper", "generated"])
-def test_a_photo_is_painted_filled_and_saved(painter, tmp_path, which):
-    page, marks = painter().ready(), None
+def test_a_photo_is_painted_filled_and_saved(painter, shipped_url, tmp_path, which):
+    page, marks = painter(url=shipped_url).ready(), None
     if which == "astronaut":
         truth, points = PORTRAIT, [(112, 116), (150, 130), (176, 112)]
     elif which == "grace_hopper":

@@ -14,7 +14,6 @@ import skimage.data
 from conftest import ROOT, run
 from PIL import Image
 
-import checkpoint
 import utils
 
 README = (ROOT / "README.md").read_text()
@@ -27,7 +26,7 @@ SMALL = {
 }
 
 
-def test_the_commands_from_photos_to_completions(tmp_path, monkeypatch):
+def test_the_commands_from_photos_to_completions(tmp_path, monkeypatch, small_model):
     portrait = Image.fromarray(skimage.data.astronaut()[:240, 100:340])
     for name in ("mine/raw/portrait", "mine/raw/another", "test/raw/portrait"):
         (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +36,7 @@ def test_the_commands_from_photos_to_completions(tmp_path, monkeypatch):
     scratch[140:150] = 255
     Image.fromarray(scratch).save(tmp_path / "photo-mask.png")
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "faces-64").symlink_to(checkpoint.SHIPPED)
+    (tmp_path / "checkpoints" / "faces-64").symlink_to(small_model)
     # a line with brackets tells the flags, and is no command
     lines = re.findall(r"^(?:    )?((?:\./|tensorboard )[^[\n]*)$", README, re.M)
     commands = list(map(shlex.split, lines))

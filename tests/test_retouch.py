@@ -30,8 +30,8 @@ def seer():
 
 
 @pytest.fixture(scope="module")
-def model():
-    return retouch.Model.load(checkpoint.SHIPPED)
+def model(small_model):
+    return retouch.Model.load(small_model)
 
 
 def opened(pixels, seer, **options):
@@ -75,7 +75,7 @@ def test_strokes_cover_what_is_near_their_lines(seer):
     assert left[near_strokes(hole.shape, [outside], -0.5) & ~near_strokes(hole.shape, [eraser], 1.5)].all()
 
 
-def test_the_answers_are_those_of_complete_photo(tmp_path, seer, model):
+def test_the_answers_are_those_of_complete_photo(tmp_path, seer, model, small_model):
     photo = opened(PORTRAIT, seer)
     fill = retouch.begin(photo, STROKES)
     hidden = retouch.painted(STROKES, photo)
@@ -85,7 +85,7 @@ def test_the_answers_are_those_of_complete_photo(tmp_path, seer, model):
     Image.fromarray(PORTRAIT).save(tmp_path / "photo.png")
     utils.write_image(tmp_path / "mask.png", (255 * hidden[..., None]).astype(np.uint8))
     words = "photo.png --photo --mask mask.png --samples 4 --detail 0.6 --outDir out --points".split()
-    run("complete.py", *words, *(f"{x},{y}" for x, y in POINTS), "--checkpointDir", checkpoint.SHIPPED, cwd=tmp_path)
+    run("complete.py", *words, *(f"{x},{y}" for x, y in POINTS), "--checkpointDir", small_model, cwd=tmp_path)
     for answer in range(4):
         theirs = np.asarray(Image.open(tmp_path / f"out/photos_{answer}/photo.png"))
         ours = retouch.save(photo, retouch.onto(photo, fill, answer, 0.6, model))
@@ -93,8 +93,9 @@ def test_the_answers_are_those_of_complete_photo(tmp_path, seer, model):
         assert (theirs != PORTRAIT)[~hidden].sum() == 0 < (theirs != PORTRAIT)[hidden].mean()
 
 
-def test_detail_mixes_two_pictures(seer, model):
+def test_detail_mixes_two_pictures(seer):
     """So that the page can show any detail without asking."""
+    model = retouch.Model.load(checkpoint.SHIPPED)
     photo = opened(PORTRAIT, seer)
     fill = found(retouch.with_faces(photo, retouch.begin(photo, STROKES), model, seer), model)
     assert len(fill.matrices) == 1

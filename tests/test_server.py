@@ -31,8 +31,8 @@ def png(pixels):
 
 
 @pytest.fixture(scope="module")
-def url():
-    with serving() as url:
+def url(small_model):
+    with serving("--checkpointDir", small_model) as url:
         yield url
 
 
