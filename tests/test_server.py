@@ -237,7 +237,15 @@ def test_points_that_are_no_face_are_told(url):
         browser.fill()
 
 
-def test_searches_wait_for_each_other_and_end_with_their_page(url):
+@pytest.fixture
+def shipped_url():
+    """A server with the model that comes along, whose answers take longer than a face does to be found."""
+    with serving() as url:
+        yield url
+
+
+def test_searches_wait_for_each_other_and_end_with_their_page(shipped_url):
+    url = shipped_url
     with Browser(url) as third:
         with Browser(url) as first, Browser(url) as second:
             for browser in (first, second, third):
