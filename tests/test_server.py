@@ -40,13 +40,19 @@ class Browser:
     """As much of one as is needed: a page that holds its stream of events open, and asks."""
 
     def __init__(self, url, headers=None):
-        self.host, self.headers = urllib.parse.urlsplit(url).netloc, headers or {}
+        self.host, self.headers, self.said = urllib.parse.urlsplit(url).netloc, headers or {}, []
+        self.page = self.listen("/events")["page"]
+
+    def listen(self, path):
+        """Open a stream; return its first event."""
         self.connection = http.client.HTTPConnection(self.host, timeout=60)
-        self.connection.request("GET", "/events", headers=self.headers)
+        self.connection.request("GET", path, headers=self.headers)
         self.stream = self.connection.getresponse()
-        self.said = []
-        self.hear("page")
-        self.page = self.said[0]["page"]
+        return self.hear("page")
+
+    def listen_again(self):
+        """Open another stream of the same page; return its first event."""
+        return self.listen(f"/events?page={self.page}")
 
     def __enter__(self):
         return self
@@ -89,13 +95,6 @@ def ask(host, method, path, body=None, headers=()):
     answer.data = answer.read()
     connection.close()
     return answer
-
-
-def stream_of(host, page):
-    """Another stream of a page."""
-    connection = http.client.HTTPConnection(host, timeout=60)
-    connection.request("GET", f"/events?page={page}")
-    return connection, connection.getresponse()
 
 
 def test_a_photo_is_opened_filled_and_saved(url):
@@ -237,15 +236,7 @@ def test_points_that_are_no_face_are_told(url):
         browser.fill()
 
 
-@pytest.fixture
-def shipped_url():
-    """A server with the model that comes along, whose answers take longer than a face does to be found."""
-    with serving() as url:
-        yield url
-
-
-def test_searches_wait_for_each_other_and_end_with_their_page(shipped_url):
-    url = shipped_url
+def test_searches_wait_for_each_other_and_end_with_their_page(url):
     with Browser(url) as third:
         with Browser(url) as first, Browser(url) as second:
             for browser in (first, second, third):
@@ -259,13 +250,15 @@ def test_searches_wait_for_each_other_and_end_with_their_page(shipped_url):
             first.hear("done")
             assert sum("answer" in event for event in first.said) == 1
             second.hear("iteration")
-            began = time.monotonic()
         # both pages are closed: the second's search ends, and the third's turn comes
-        third.hear("iteration")
-        waited = time.monotonic() - began
+        third.hear("frame")
+        with second:
+            second.listen_again()
+            second.hear("done")
+        assert sum("answer" in event for event in second.said) < 4
         third.hear("done")
-        assert waited < time.monotonic() - began - waited  # less than four answers take
         assert [event["before"] for event in third.said if "before" in event] == [2, 1]
+        assert sum("answer" in event for event in third.said) == 4
 
 
 def test_a_search_that_waits_can_be_stopped(url):
@@ -286,15 +279,13 @@ def test_a_new_stream_of_a_page_ends_the_old_one(url):
     with Browser(url) as browser:
         browser.ready().ask("PUT", "photo", png(PORTRAIT))
         number = browser.ask("POST", "fills", json.dumps(WISH), status=202)["fill"]
-        connection, stream = stream_of(browser.host, browser.page)
-        hello = json.loads(stream.readline()[6:])
+        old = browser.stream
+        hello = browser.listen_again()
         assert (hello["page"], hello["photo"], hello["job"]) == (browser.page, True, number)
-        while browser.stream.readline():
+        while old.readline():
             pass
-        while b'"done"' not in stream.readline():
-            pass
-        stream.close()
-        connection.close()
+        old.close()
+        browser.hear("done")
 
 
 def test_an_upload_that_is_broken_off(url):
@@ -311,15 +302,12 @@ def test_an_upload_that_is_broken_off(url):
 def test_a_closed_page_takes_its_photo_along(url):
     with Browser(url) as browser:
         browser.ask("PUT", "photo", png(PORTRAIT))
-        page = browser.page
-    host, deadline = urllib.parse.urlsplit(url).netloc, time.monotonic() + server.AWAY + 5
+    deadline = time.monotonic() + server.AWAY + 5
     time.sleep(1)
-    connection, stream = stream_of(host, page)  # it comes back in time
-    hello = json.loads(stream.readline()[6:])
-    assert (hello["page"], hello["photo"]) == (page, True)
-    stream.close()
-    connection.close()
-    while ask(host, "GET", f"/pages/{page}/photo").status == 200:
+    with browser:
+        hello = browser.listen_again()  # in time
+        assert (hello["page"], hello["photo"]) == (browser.page, True)
+    while ask(browser.host, "GET", f"/pages/{browser.page}/photo").status == 200:
         assert time.monotonic() < deadline + server.AWAY
         time.sleep(0.2)
 
