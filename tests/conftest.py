@@ -1,9 +1,10 @@
+import os
 import shutil
 import signal
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -73,8 +74,8 @@ def heed_sigint():
 
 
 def run(script, *arguments, cwd=None, status=0):
-    """Run a script as a user does, to the exit status that is expected; returns what it printed."""
-    done = subprocess.run(command(script, *arguments), cwd=cwd, capture_output=True, text=True)
+    """Run a script to the exit status that is expected; returns what it printed."""
+    done = forked.run(ROOT / script, arguments, cwd or os.getcwd())
     assert done.returncode == status, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import skimage.data
-from conftest import ROOT, run
+from conftest import ROOT, command, run
 from PIL import Image
 
 import utils
@@ -46,13 +46,13 @@ def test_the_commands_from_photos_to_completions(tmp_path, monkeypatch, small_mo
         script = program.removeprefix("./")
         # the networks of --init are what they are
         arguments += ["--epoch", "2"] if "--init" in arguments else SMALL.get(script, ())
-        if script == program:
-            done[program] = subprocess.run(
-                [Path(sys.executable).with_name(program), *arguments],
-                cwd=tmp_path, capture_output=True, text=True, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
-            )  # fmt: skip
-        else:
-            assert "oneDNN" not in run(script, *arguments, cwd=tmp_path).stderr  # TensorFlow's chatter
+        start = [Path(sys.executable).with_name(program)] if script == program else command(script)
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done[program] = subprocess.run(
+            [*start, *arguments], cwd=tmp_path, capture_output=True, text=True, env=environment
+        )
+        assert done[program].returncode == 0, done[program].stderr
+        assert script == program or "oneDNN" not in done[program].stderr  # TensorFlow's chatter
     assert "d_loss" in done["tensorboard"].stdout and "histograms" in done["tensorboard"].stdout
     assert (tmp_path / "checkpoints/published/ckpt-25.index").exists()
     assert (tmp_path / "checkpoints/published/encoder/ckpt-10.index").exists()
