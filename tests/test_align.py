@@ -156,12 +156,6 @@ def test_an_interrupted_run_goes_on(tmp_path, run_here, monkeypatch, number):
     assert [row["output"] for row in record(tmp_path / "out")] == [f"{i:02d}.png" for i in range(40)]
 
 
-def test_ctrl_c_while_packages_are_imported_is_one_line(tmp_path, monkeypatch):
-    (tmp_path / "tqdm.py").write_text("raise KeyboardInterrupt")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert run("in", "out", status=-signal.SIGINT).stderr == "align.py: stopped\n"
-
-
 def test_a_killed_worker_is_one_line(tmp_path, save_image):
     save_image("0.bmp", PORTRAIT)
     save_image("1.bmp", cv2.resize(ASTRONAUT, (4000, 4000)))

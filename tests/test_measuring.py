@@ -60,13 +60,15 @@ def test_baselines(tmp_path, tiny_dcgan):
     rows = table(run("tests/baselines.py", *flags, "--groups"))
 
     truths = faces[[40, 42, 41]]  # in the order of their names
-    expected = {}
+    persons, expected = list(map(descriptor, truths)), {}
     for kind, options in {"center": {}, "random": {"fraction": 0.8}, "left": {}}.items():
         holes = np.stack([masks.make(kind, 16, seed=(0, i), **options) for i in range(3)])
         filled = completed(truths, holes, kind, faces[:40], dcgan, encoder, covariance)
         for name, results in filled.items():
-            triples = zip(map(utils.to_uint8, results), truths, holes, strict=True)
-            each = [measured(np.where(hole == 1, truth, x), truth, hole[..., 0] == 0) for x, truth, hole in triples]
+            given = zip(map(utils.to_uint8, results), truths, holes, persons, strict=True)
+            each = [
+                measured(np.where(hole == 1, truth, x), truth, hole[..., 0] == 0, who) for x, truth, hole, who in given
+            ]
             expected.setdefault(name, []).extend(np.mean(each, 0))
             if name in ("PCA, 20 components", "the default"):
                 expected.setdefault(f"group0, {name}", []).extend(np.mean(each[:2], 0))
@@ -136,8 +138,11 @@ def tiny_model(directory, dcgan, faces):
     return Encoder.load(directory, dcgan)[0], blend.load_covariance(directory, dcgan.image_shape)
 
 
-def measured(image, truth, hole):
-    """PSNR, SSIM, sharpness and identity, by scikit-image, a loop and dlib's other way to a descriptor."""
+def measured(image, truth, hole, person):
+    """PSNR, SSIM, sharpness and identity, by scikit-image, a loop and dlib's other way to a descriptor.
+
+    `person` is the descriptor of the truth.
+    """
     psnr = skimage.metrics.peak_signal_noise_ratio(truth[hole], image[hole])
     options = dict(channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True)
     ssim = skimage.metrics.structural_similarity(image, truth, **options)[1][hole].mean()
@@ -148,7 +153,7 @@ def measured(image, truth, hole):
             for j, i in ((y + 1, x), (y, x + 1)):
                 if max(j, i) < len(hole) and hole[j, i]:
                     differences[k] += abs(grey[y, x] - grey[j, i])
-    identity = np.linalg.norm(np.subtract(descriptor(image), descriptor(truth)))
+    identity = np.linalg.norm(np.subtract(descriptor(image), person))
     return psnr, ssim, differences[0] / differences[1], identity
 
 

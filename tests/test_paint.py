@@ -317,8 +317,8 @@ def test_texts_can_be_read_also_on_a_narrow_page(painter, scheme):
         assert (light + 0.05) / (dark + 0.05) >= 4.5, text
 
 
-def test_without_the_token_there_is_no_page(browser):
-    with serving("--host", "127.0.0.3") as link:
+def test_without_the_token_there_is_no_page(browser, small_model):
+    with serving("--checkpointDir", small_model, "--host", "127.0.0.3") as link:
         page = browser.new_page()
         assert page.goto(link.partition("?")[0]).status == 403
         assert "token" in page.inner_text("body")
