@@ -23,7 +23,7 @@ paint: .venv/demo
 test: .venv/dev
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
-	.venv/bin/pytest -n 2 --dist loadfile
+	.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 format: .venv/dev
 	.venv/bin/ruff check --fix
