@@ -62,7 +62,7 @@ class Run:
         training = dict(batch_size=batch_size, learning_rate=learning_rate, beta1=beta1, seed=seed, flip=flip)
         self.config = {"architecture": model.architecture, "training": training | {"precision": model.precision}}
         self.team = team or Team(model.strategy)
-        check_replicas(self.team, self.batch_size, jit_compile)
+        check_replicas(self.team, batch_size, len(images), jit_compile)
         self.learning_rate = learning_rate
         self.optimizers = model.make_optimizers(learning_rate, beta1)
         self.epoch = self.seen = 0  # epochs done, images seen of the next; the steps are the model's
@@ -275,12 +275,14 @@ class Run:
         self.reported = self.model.step, time.monotonic()
 
 
-def check_replicas(team, batch_size, jit_compile):
-    """Raise UserError, naming the flag, if a step cannot be shared by all GPUs, or workers, of a team."""
+def check_replicas(team, batch_size, count, jit_compile):
+    """Raise UserError, naming the flag, if a step on at most `count` images cannot be shared by all of a team."""
     replicas = team.strategy.num_replicas_in_sync
     what = f"{replicas} GPUs" if replicas > team.count else f"{replicas} workers"
     fewer = "fewer GPUs with CUDA_VISIBLE_DEVICES" if replicas > team.count else "fewer workers"
     if jit_compile and replicas > 1:
         raise cli.UserError(f"--jit_compile: is for one GPU, and there are {what}; leave it out, or choose one")
-    if batch_size % replicas:
+    if count < batch_size and count % replicas:
+        raise cli.UserError(f"--dataset: holds {count} images, which {what} cannot share; add some, or choose {fewer}")
+    if batch_size % replicas and count >= batch_size:
         raise cli.UserError(f"--batch_size {batch_size}: is not a multiple of the {what}; change it, or choose {fewer}")

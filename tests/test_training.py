@@ -183,6 +183,9 @@ def test_training_on_two_replicas_stops_and_goes_on(folder, tmp_path, two_replic
         assert parts.model.strategy.num_replicas_in_sync == 2 and parts.model.step == 8
         with pytest.raises(cli.UserError, match="--batch_size 3: is not a multiple of the 2 GPUs"):
             train(tmp_path / "odd", folder)
+        (folder / "a" / "0.png").unlink()
+        with pytest.raises(cli.UserError, match="--dataset: holds 9 images, which 2 GPUs cannot share"):
+            train(tmp_path / "few", folder, batch_size=64)
     for (x, z), (x_, z_) in zip(whole.fed, parts.fed, strict=True):
         np.testing.assert_array_equal(x, x_)
         np.testing.assert_array_equal(z, z_)
