@@ -1,4 +1,8 @@
-"""Scripts in processes that fork from one that has imported the packages: to import TensorFlow anew takes seconds."""
+"""Scripts in processes that fork from one that has imported the packages: to import TensorFlow anew takes seconds.
+
+All have the same hash seed, and end without what the interpreter does at its exit; the README's commands are tested in
+processes of their own.
+"""
 
 import multiprocessing
 import os
@@ -19,7 +23,10 @@ def run(script, arguments, cwd):
         command = [str(script), *map(str, arguments)]
         process = CONTEXT.Process(target=become, args=(command, cwd, dict(os.environ), files))
         process.start()
-        process.join()
+        try:
+            process.join()
+        finally:
+            process.kill()  # if this process is interrupted
         return subprocess.CompletedProcess(command, process.exitcode, *(file.read_text() for file in files))
 
 
@@ -30,5 +37,7 @@ def become(command, cwd, environment, files):
     os.chdir(cwd)
     for descriptor, file in enumerate(files, 1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), descriptor)
-    sys.argv, sys.path[0:0] = command, [os.path.dirname(command[0])]
+    sys.argv = command
+    # a script finds what is beside it and the packages, not the tests
+    sys.path[:] = [os.path.dirname(command[0]), *(p for p in sys.path if p.startswith((sys.prefix, sys.base_prefix)))]
     runpy.run_path(command[0], run_name="__main__")

@@ -157,8 +157,8 @@ def test_strangers_are_refused(url, headers, status):
             assert ask(host, "GET", f"/pages/{browser.page}/mended", headers=link).status == 403
 
 
-def test_other_machines_need_the_token(small_model):
-    with serving("--checkpointDir", small_model, "--host", "127.0.0.2") as url:
+def test_other_machines_need_the_token():
+    with serving("--host", "127.0.0.2") as url:
         host, query = urllib.parse.urlsplit(url).netloc, urllib.parse.urlsplit(url).query
         token = query.removeprefix("token=")
         assert len(token) >= 32
