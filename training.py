@@ -284,5 +284,5 @@ def check_replicas(team, batch_size, count, jit_compile):
         raise cli.UserError(f"--jit_compile: is for one GPU, and there are {what}; leave it out, or choose one")
     if count < batch_size and count % replicas:
         raise cli.UserError(f"--dataset: holds {count} images, which {what} cannot share; add some, or choose {fewer}")
-    if batch_size % replicas and count >= batch_size:
+    if count >= batch_size and batch_size % replicas:
         raise cli.UserError(f"--batch_size {batch_size}: is not a multiple of the {what}; change it, or choose {fewer}")
