@@ -299,7 +299,7 @@ def lock(directory, flag):
     Raises UserError, naming `flag`, if another one is in it, or naming the file if that is a link.
     """
     path = utils.inside(directory, ".lock")
-    with utils.naming(path):
+    with utils.report_write_errors(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     file = os.fdopen(descriptor, "w")
     try:

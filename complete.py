@@ -19,13 +19,10 @@ import cli
 import numpy as np
 from tqdm import tqdm
 
-import align
 import checkpoint
-import inputs
-import masks
-import metrics
-import photos
 import utils
+from completion import inputs, masks, metrics
+from photos import alignment, restoring
 
 # flags that are handed to search.complete, where their defaults are, under its own names
 SEARCH = {
@@ -64,8 +61,8 @@ def parse_args():
 
     add = parser.add_argument_group("whole photos").add_argument
     add("--photo", action="store_true", help="IMAGE are photos, and --mask theirs: align, complete and put back")
-    add("--faces", choices=align.FACES, help="which faces of a photo (largest)")
-    add("--points", type=align.point, nargs=3, metavar="X,Y", help="where the landmarks are, see align.py --help")
+    add("--faces", choices=alignment.FACES, help="which faces of a photo (largest)")
+    add("--points", type=alignment.point, nargs=3, metavar="X,Y", help="where the landmarks are, see align.py --help")
 
     kinds = [*masks.TYPES, "alpha"]
     hole = parser.add_argument_group("the hole")
@@ -174,7 +171,7 @@ def complete(args):
                 views |= {f"sample {i}": final for i, final in enumerate(finals)}
                 utils.write_image(out_dir / folder / "samples.png", utils.labelled_rows(views))
 
-    with utils.writing(out_dir / "z.npy") as file:
+    with utils.atomic_write(out_dir / "z.npy") as file:
         np.save(file, np.concatenate(zs))
     mend_photos(faces, completed, out_dir, args.seed)
     means = metrics.write(out_dir / "metrics.csv", rows)
@@ -190,7 +187,7 @@ def mend_photos(faces, completed, out_dir, seed):
     """Put the completed crops of each sample, lists of uint8 pictures, back into the photos that they come from."""
     for sample, crops in enumerate(completed if faces.holes.kind not in ("lowres", "full") else ()):
         folder = out_dir / (f"photos_{sample}" if completed[1:] else "photos")
-        count, outside = photos.mend(folder, faces.paths, faces.holes, faces.pixels, crops, seed + sample)
+        count, outside = restoring.mend(folder, faces.paths, faces.holes, faces.pixels, crops, seed + sample)
         if count:
             print(f"{folder}: {count} mended; {outside:.0%} of the holes lie beside the faces, and are inpainted")
 
@@ -200,8 +197,8 @@ def load(args, directory):
 
     Raises UserError where a flag needs what the model does not have.
     """
-    import blend
-    from encoder import Encoder
+    from completion import prior
+    from completion.encoder import Encoder
     from model import DCGAN
 
     dcgan = DCGAN.load(directory)
@@ -220,11 +217,11 @@ def load(args, directory):
         raise cli.UserError("--prior: is for --start encoder, and with that a model that has one; leave it out")
     covariance = None
     if args.blend in (None, "gaussian"):
-        covariance = blend.load_covariance(directory, dcgan.image_shape)
+        covariance = prior.load(directory, dcgan.image_shape)
         if args.blend and covariance is None:
-            raise cli.UserError(f"--blend gaussian: {directory} has no {blend.COVARIANCE}; {renew} makes one")
+            raise cli.UserError(f"--blend gaussian: {directory} has no {prior.FILE}; {renew} makes one")
     if args.detail is not None and covariance is None:
-        raise cli.UserError(f"--detail: is for --blend gaussian, and with that a model that has {blend.COVARIANCE}")
+        raise cli.UserError(f"--detail: is for --blend gaussian, and with that a model that has {prior.FILE}")
     return Model(dcgan, encoder, covariance, args.blend or ("gaussian" if covariance else "poisson"))
 
 
@@ -242,14 +239,13 @@ def make_out_dir(args):
 
 def complete_batch(args, model, batch, sample, search_dir, log_dir):
     """Search and blend, and write the pictures of the way; returns the last state and the blended images."""
-    import blend
-    import search
+    from completion import compositing, prior, search
 
     images, holes = utils.to_float(batch.pixels), batch.holes
     settings = {name: getattr(args, flag) for flag, name in SEARCH.items() if getattr(args, flag) is not None}
     settings |= dict(weights=holes.weights, pool=holes.pool, seed=args.seed + sample)
     if model.encoder:
-        settings["start"] = model.encoder.guess(*holes.known(images))
+        settings["start"] = model.encoder.guess(*holes.masked(images))
         if sample:
             settings["start"] = search.others_near(settings["start"], settings["seed"], batch.numbers)
     bar = tqdm(unit="step", desc=search_dir.name, dynamic_ncols=True)
@@ -263,8 +259,8 @@ def complete_batch(args, model, batch, sample, search_dir, log_dir):
         last, frames = follow(states, images, batch, search_dir, log_dir, bar)
     final = last.completed
     if model.blend != "none":
-        detail = blend.DETAIL if args.detail is None else args.detail
-        final = blend.join(images, last.generated, holes.masks, model.covariance, detail, holes.pool)
+        detail = prior.DETAIL if args.detail is None else args.detail
+        final = compositing.blend(images, last.generated, holes.masks, model.covariance, detail, holes.pool)
     utils.write_film(search_dir / "completion.gif", [*frames, utils.image_grid(final)])
     views = {"original": images} if holes.truth_known else {}
     views |= {"masked": holes.show(images), "generated": last.generated, "composite": last.completed}
@@ -282,7 +278,7 @@ def follow(states, images, batch, search_dir, log_dir, bar):
     import tensorflow as tf
 
     for folder in ("logs", "hats_imgs", "completed"):
-        with utils.naming(search_dir / folder):
+        with utils.report_write_errors(search_dir / folder):
             try:
                 (search_dir / folder).mkdir(parents=True)
             except FileExistsError as error:
@@ -312,7 +308,7 @@ def write_results(batch, suffix, last, final, out_dir, blended):
     """Write the pictures of each image, `final` and without blending; returns their rows of metrics.csv."""
     rows = []
     for folder in ("final", "plain"):
-        with utils.naming(out_dir / folder):
+        with utils.report_write_errors(out_dir / folder):
             (out_dir / folder).mkdir(exist_ok=True)
     for i, (number, path, truth) in enumerate(zip(batch.numbers, batch.paths, batch.pixels, strict=True)):
         name = f"{number:04d}_{utils.shorten(path.stem)}{suffix}"

@@ -43,7 +43,7 @@ def export(args):
     out = utils.make_directory(args.out, "OUT", empty=True)
     with cli.quiet_tensorflow():
         import ops
-        from encoder import Encoder
+        from completion.encoder import Encoder
         from model import DCGAN
 
         ops.use_device()
@@ -53,7 +53,7 @@ def export(args):
         print(f"{args.checkpointDir}: its encoder is left out, as it is for another generator", file=sys.stderr)
 
     with (
-        utils.naming(out),
+        utils.report_write_errors(out),
         ops.memory_and_disk(f"OUT {out}"),
         tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as draft,  # all of it is there, or nothing
     ):
@@ -68,13 +68,13 @@ def export(args):
 
 def write_weights(folder, dcgan, encoder, source):
     """Write what completes and can be trained further, with the covariance kept in `source`; returns what that is."""
-    import blend
+    from completion import prior
 
-    covariance = blend.load_covariance(source, dcgan.image_shape)
+    covariance = prior.load(source, dcgan.image_shape)
     dcgan.export(folder)
     parts = [f"generator and discriminator of step {dcgan.step}"]
     if covariance:
-        blend.save_covariance(folder, covariance)
+        prior.save(folder, covariance)
         parts.append("covariance")
     if encoder:
         encoder.export(folder)
@@ -84,7 +84,7 @@ def write_weights(folder, dcgan, encoder, source):
 
 def write_models(folder, dcgan, encoder, form):
     """Write each network in a format that needs nothing of this code, and a README.md; returns what there is."""
-    import formats
+    from completion import formats
 
     models = formats.models(dcgan, encoder)
     texts = [formats.describe(model) for model in models.values()]

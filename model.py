@@ -41,9 +41,9 @@ class DCGAN:
         with ops.precision(precision):
             self.generator = self.build_generator(gf_dim)
             self.discriminator = self.build_discriminator(df_dim)
-        self.averaged = keras.models.clone_model(self.generator) if ema else None
+        self.generator_ema = keras.models.clone_model(self.generator) if ema else None
         if ema:
-            self.averaged.set_weights(self.generator.get_weights())
+            self.generator_ema.set_weights(self.generator.get_weights())
 
     # the two networks; the shapes beside their layers are those of 64 pixels and the default dimensions
 
@@ -76,21 +76,21 @@ class DCGAN:
     @property
     def networks(self):
         """The networks by name, the averaged generator where there is one."""
-        networks = {"generator": self.generator, "discriminator": self.discriminator, "averaged": self.averaged}
+        networks = {"generator": self.generator, "discriminator": self.discriminator, "averaged": self.generator_ema}
         return {name: network for name, network in networks.items() if network is not None}
 
     @property
-    def sampler(self):
+    def inference_generator(self):
         """The generator to draw samples and completions from: the averaged one where there is one."""
-        return self.generator if self.averaged is None else self.averaged
+        return self.generator if self.generator_ema is None else self.generator_ema
 
-    def samplers(self):
+    def recalibrate_batchnorm(self):
         """All generators by name, fit to draw from: batch norm of the averaged one is estimated anew, on 1,024 z."""
-        if self.averaged is None:
+        if self.generator_ema is None:
             return {"generator": self.generator}
         zs = [ops.random_z((64, self.z_dim), 0, "batch norm", k) for k in range(16)]
-        ops.reestimate_batch_norm(self.averaged, zs)
-        return {"generator": self.generator, "averaged": self.averaged}
+        ops.reestimate_batch_norm(self.generator_ema, zs)
+        return {"generator": self.generator, "averaged": self.generator_ema}
 
     # the three losses
 
@@ -111,7 +111,7 @@ class DCGAN:
         is the mask, or says how much each known pixel counts; with `pool` above 1, (N, H / pool, W / pool, 1), they
         are those of the means of `pool` x `pool` pixels, and only those are compared.
         """
-        generated = self.sampler(z, training=False)
+        generated = self.inference_generator(z, training=False)
         contextual = ops.contextual_loss(ops.mean_pool(generated, pool), ops.mean_pool(images, pool), weights)
         perceptual = self.generator_loss(self.discriminator(generated, training=False))
         return generated, contextual, perceptual
@@ -134,8 +134,8 @@ class DCGAN:
         d, d_ (N, 1) that D gave to the real and the generated images, of several machines to this one's share.
         """
         losses, probabilities = self.strategy.run(self.update_networks, (images, z, d_optimizer, g_optimizer))
-        if self.averaged is not None:
-            weights = self.averaged.trainable_variables, self.generator.trainable_variables
+        if self.generator_ema is not None:
+            weights = self.generator_ema.trainable_variables, self.generator.trainable_variables
             ops.moving_average_update(*weights, step, self.ema)
         losses = {name: self.strategy.reduce("SUM", loss, axis=None) for name, loss in losses.items()}
         return losses | {
@@ -185,7 +185,7 @@ class DCGAN:
         stored = cls(**config["architecture"], precision=config["weights"])
         stored.step = checkpoint.restore(directory, stored.networks)["step"]
         if config["weights"] == "float32":
-            stored.samplers()
+            stored.recalibrate_batchnorm()
             return stored
         dcgan = cls(**config["architecture"])
         dcgan.start_from(stored)
@@ -194,8 +194,8 @@ class DCGAN:
 
     def start_from(self, other):
         """Take over the weights of another DCGAN: those its samples are drawn with, and its discriminator's."""
-        for network in filter(None, (self.generator, self.averaged)):
-            network.set_weights(other.sampler.get_weights())
+        for network in filter(None, (self.generator, self.generator_ema)):
+            network.set_weights(other.inference_generator.get_weights())
         self.discriminator.set_weights(other.discriminator.get_weights())
 
     def export(self, directory):
@@ -212,12 +212,12 @@ class DCGAN:
     def fingerprint(self):
         """A whole number by which to tell the generator that completes from others; the same after an export."""
         digest = hashlib.sha256()
-        for variable in self.sampler.trainable_variables:
+        for variable in self.inference_generator.trainable_variables:
             half = variable.numpy().astype(np.float16)
             digest.update(np.where(abs(half) < 2**-13, 0, half).tobytes())  # what machines may round to 0 is 0
         return int.from_bytes(digest.digest()[:7], "big")
 
     def draw(self, z, network=None):
         """G(z) of many z (N, z_dim), 64 at a time, by the sampler or another network: (N, H, W, C) in [-1, 1]."""
-        network = network or self.sampler
+        network = network or self.inference_generator
         return np.concatenate([network(z[i : i + 64], training=False) for i in range(0, len(z), 64)])

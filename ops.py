@@ -199,23 +199,6 @@ def contextual_loss(generated, images, weights):
     return tf.reduce_sum(tf.abs(weights * generated - weights * images), axis=[-3, -2, -1])
 
 
-def ms_ssim(first, second):
-    """Multi-scale structural similarity of pairs of images, (N,); 1 = equal (Wang et al. 2003).
-
-    Both uint8 (N, H, W, C). Of the five scales those that leave 16 pixels or more, their weights made to sum to 1. The
-    mean over pairs of samples tells how alike they are (Odena et al. 2017, section 4.2): it rises as modes collapse.
-    """
-    weights = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])[: int(first.shape[1]).bit_length() - 4]
-    return tf.image.ssim_multiscale(first, second, 255, power_factors=weights / weights.sum())
-
-
-def mean_ms_ssim(images):
-    """The mean `ms_ssim` of each of uint8 images (N, H, W, C) with the one before it, a number."""
-    others = np.roll(images, 1, axis=0)
-    parts = [slice(i, i + 64) for i in range(0, len(images), 64)]
-    return float(np.mean(np.concatenate([ms_ssim(images[part], others[part]) for part in parts])))
-
-
 def mean_pool(images, pool):
     """The means of `pool` x `pool` pixels: (..., H, W, C) -> (..., H / pool, W / pool, C)."""
     return images if pool == 1 else tf.nn.avg_pool2d(images, pool, pool, "VALID")

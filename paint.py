@@ -15,7 +15,7 @@ import cli
 import uvicorn
 
 import checkpoint
-import server
+from web import app
 
 LOCAL = ["127.0.0.1", "localhost", "::1"]
 
@@ -55,14 +55,14 @@ def serve(args):
     hosts = [f"{name}:{port}" for name in names] + (names if port == 80 else []) if local else None
     name = socket.gethostname() if args.host in ("0.0.0.0", "::") else args.host
     name = f"[{name}]" if ":" in name else name
-    site = server.Site(directory)
-    app = server.make_app(site, hosts, token, f"paint-{port}")
+    site = app.Site(directory)
+    asgi = app.make_app(site, hosts, token, f"paint-{port}")
     print(
         f"model: {directory}\nopen http://{name}:{port}/{f'?token={token}' if token else ''}   (Ctrl-C stops)",
         flush=True,
     )
     config = uvicorn.Config(
-        app,
+        asgi,
         log_level="error",
         access_log=False,
         server_header=False,

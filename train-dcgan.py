@@ -14,8 +14,8 @@ from pathlib import Path
 import cli
 
 import checkpoint
-import cluster
 import utils
+from training import cluster
 
 
 def parse_args():
@@ -94,10 +94,10 @@ def train(args):
 
     with cli.quiet_tensorflow():
         import ops
-        from dataset import ImageFolder
         from model import DCGAN
-        from runs import GANRun
-        from team import join
+        from training.dataset import ImageFolder
+        from training.runs import GANRun
+        from training.workers import join
 
         team = join(place, args.join_timeout)
         device = ops.use_device(args.deterministic)

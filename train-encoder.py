@@ -19,8 +19,8 @@ import cli
 from tqdm import tqdm
 
 import checkpoint
-import cluster
 import utils
+from training import cluster
 
 ENOUGH = 10_000  # steps of 64 images, until the encoder gets better slowly
 HELD_OUT = 512  # images to measure on, at most a tenth of all
@@ -72,11 +72,11 @@ def train(args):
 
     with cli.quiet_tensorflow():
         import ops
-        from dataset import ImageFolder
-        from encoder import Encoder
+        from completion.encoder import Encoder
         from model import DCGAN
-        from runs import EncoderRun
-        from team import join
+        from training.dataset import ImageFolder
+        from training.runs import EncoderRun
+        from training.workers import join
 
         team = join(place, args.join_timeout)
         device = ops.use_device(args.deterministic)
@@ -114,13 +114,13 @@ def train(args):
 
 def learn_covariance(directory, images):
     """Keep the covariance of images with the model in a directory, if there is none."""
-    import blend
+    from completion import prior
 
-    path = Path(directory, blend.COVARIANCE)
-    if blend.load_covariance(directory, images.shape):
+    path = Path(directory, prior.FILE)
+    if prior.load(directory, images.shape):
         print(f"covariance: in {path}; without that file it would be learned anew")
         return
-    bar = tqdm(total=blend.PASSES * len(images), desc="covariance", unit="img", leave=False, dynamic_ncols=True)
+    bar = tqdm(total=prior.PASSES * len(images), desc="covariance", unit="img", leave=False, dynamic_ncols=True)
 
     def blocks():
         for block in images.blocks():
@@ -128,8 +128,8 @@ def learn_covariance(directory, images):
             bar.update(len(block))
 
     with bar:
-        covariance = blend.fit_covariance(blocks)
-    blend.save_covariance(directory, covariance)
+        covariance = prior.fit(blocks)
+    prior.save(directory, covariance)
     print(f"covariance: {len(covariance.variances)} axes, in {path}")
 
 

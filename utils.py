@@ -161,7 +161,7 @@ def to_picture(pixels):
 
 
 @contextlib.contextmanager
-def naming(path):
+def report_write_errors(path):
     """Raise UserError, naming the file, where what is done inside fails to write it."""
     try:
         yield
@@ -170,14 +170,14 @@ def naming(path):
 
 
 @contextlib.contextmanager
-def writing(path, mode="xb", **options):
+def atomic_write(path, mode="xb", **options):
     """Open a file to write it anew, which takes the place of the one there, or of a link, once it is whole.
 
     Raises UserError, naming the file and leaving nothing half-written, if that fails.
     """
     path = Path(path)
     draft = path.with_name(f".{os.getpid()}.draft")
-    with naming(path):
+    with report_write_errors(path):
         draft.unlink(missing_ok=True)  # of a process killed before that had the same number
         try:
             with open(draft, mode, **options) as file:
@@ -195,7 +195,7 @@ def write_image(path, pixels):
     kind = Image.registered_extensions().get(Path(path).suffix.lower())
     if not kind:
         raise cli.UserError(f"{path}: is no picture by its name; let it end in .png")
-    with writing(path) as file:
+    with atomic_write(path) as file:
         to_picture(pixels).save(file, kind)
 
 
@@ -209,19 +209,19 @@ def write_film(path, frames):
     durations = [1000] + [100] * (len(frames) - 2) + [2000]  # ms
     # into memory, as imageio itself tells of a full disk late, in many lines
     film = iio.imwrite("<bytes>", frames, extension=".gif", duration=durations, loop=0)
-    with writing(path) as file:
+    with atomic_write(path) as file:
         file.write(film)
 
 
 def write_json(path, content):
     """Write a JSON file; raises UserError, naming it, if that fails."""
-    with writing(path, "x") as file:
+    with atomic_write(path, "x") as file:
         file.write(json.dumps(content, indent=2) + "\n")
 
 
 def write_arrays(path, arrays):
     """Write a dict of arrays to an .npz file; raises UserError, naming it, if that fails."""
-    with writing(path) as file:
+    with atomic_write(path) as file:
         np.savez(file, **arrays)
 
 
@@ -256,7 +256,7 @@ def read_arrays(path, shapes):
 
 def append(path, text):
     """Add text to a file; raises UserError, naming the file and leaving none that is empty, if that fails."""
-    with naming(path):
+    with report_write_errors(path):
         try:
             with open(path, "a") as file:
                 file.write(text)

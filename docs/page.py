@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "web"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import numpy as np
@@ -17,8 +18,8 @@ import scratches
 from browser import Painter, chromium, serving
 from PIL import Image
 
-import faces
 import utils
+from photos import detection
 
 HOME = Path(__file__).resolve().parent
 # where the astronaut is scratched, in pixels
@@ -28,12 +29,12 @@ SCRATCHES = [[(188, 36), (198, 95), (214, 150), (228, 208)], [(281, 70), (246, 9
 def portraits(photos):
     """Scratch the two portraits, so little that their faces are still found."""
     scratches.ACROSS, scratches.WIDTH = 2, 0.03
-    detector, _ = faces.load_models(faces.find_predictor())
+    detector, _ = detection.load_models(detection.find_predictor())
     for path in utils.find_images(photos):
         photo = utils.open_image(path).convert("RGB")
-        box = faces.find_faces(np.asarray(photo), detector)[0]
+        box = detection.find_faces(np.asarray(photo), detector)[0]
         photo.paste("white", mask=scratches.scratched(photo.size, [box], np.random.default_rng(5)))
-        photo.save(HOME.parent / "page" / f"{path.stem}.jpg", quality=90, subsampling=0)
+        photo.save(HOME.parent / "web/static" / f"{path.stem}.jpg", quality=90, subsampling=0)
 
 
 def film(url):

@@ -12,13 +12,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-import blend
 import checkpoint
-import masks
 import ops
-import search
 import utils
-from encoder import Encoder
+from completion import compositing, masks, prior, search
+from completion.encoder import Encoder
 from model import DCGAN
 
 HOME = Path(__file__).resolve().parent
@@ -48,14 +46,14 @@ def main(demo):
     images = np.repeat(faces, len(holes), axis=0)
     holes = np.tile(holes, (len(faces), 1, 1, 1))
     encoder, _ = Encoder.load(checkpoint.SHIPPED, dcgan)
-    covariance = blend.load_covariance(checkpoint.SHIPPED, dcgan.image_shape)
-    start = encoder.guess(*masks.holes("mask", holes).known(images)) if encoder else None
+    covariance = prior.load(checkpoint.SHIPPED, dcgan.image_shape)
+    start = encoder.guess(*masks.holes("mask", holes).masked(images)) if encoder else None
     *_, last = search.complete(dcgan, images, holes, start=start)
-    blended = blend.join(images, last.generated, holes, covariance)
+    blended = compositing.blend(images, last.generated, holes, covariance)
     views = {"original": images, "masked": images * holes, "generated": last.generated, "blended": blended}
     utils.write_image(HOME / "completions.png", utils.labelled_rows(views))
 
-    samples = dcgan.sampler(ops.random_z((48, dcgan.z_dim), 0, "samples"), training=False)
+    samples = dcgan.inference_generator(ops.random_z((48, dcgan.z_dim), 0, "samples"), training=False)
     utils.write_image(HOME / "samples.png", utils.image_grid(samples, columns=12))
 
 

@@ -16,8 +16,8 @@ import cli
 import numpy as np
 from PIL import Image, ImageDraw
 
-import faces
 import utils
+from photos import detection
 
 ACROSS = 4  # scratches over each face
 WIDTH = 0.045  # of a scratch, as a share of the face's
@@ -41,14 +41,14 @@ def scratched(size, boxes, rng):
 
 def main(photos, out):
     """Scratch all photos of a folder, or one."""
-    detector, _ = faces.load_models(faces.find_predictor())
+    detector, _ = detection.load_models(detection.find_predictor())
     for number, path in enumerate(utils.find_images(photos) if Path(photos).is_dir() else [Path(photos)]):
         try:
             photo = utils.flatten(utils.open_image(path), "white").convert("RGB")
         except cli.UserError as error:
             print(f"skipped {error}", file=sys.stderr)
             continue
-        boxes = faces.find_faces(np.asarray(photo), detector)
+        boxes = detection.find_faces(np.asarray(photo), detector)
         if not boxes:
             print(f"skipped {path}: no face", file=sys.stderr)
             continue

@@ -11,9 +11,9 @@ import tensorflow as tf
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import blend
 import checkpoint
 import utils
+from completion import prior
 
 # two devices, so that a step on several replicas can be tested on any machine
 tf.config.set_logical_device_configuration(
@@ -133,14 +133,14 @@ def tiny_dcgan():
 @pytest.fixture(scope="session")
 def small_model(tiny_dcgan, tmp_path_factory):
     """A folder with all that checkpoints/faces-64 holds, for images of that size, but random and small."""
-    from encoder import Encoder
+    from completion.encoder import Encoder
 
     folder, dcgan = tmp_path_factory.mktemp("small") / "faces-64", tiny_dcgan(image_size=64)
     for variable in dcgan.generator.trainable_variables[-2:]:
         variable.assign(variable / 10)  # so that few pixels are at an end of their range
     dcgan.export(folder)
     Encoder(dcgan).export(folder)
-    shutil.copy(checkpoint.SHIPPED / blend.COVARIANCE, folder)
+    shutil.copy(checkpoint.SHIPPED / prior.FILE, folder)
     return folder
 
 

@@ -26,9 +26,8 @@ from PIL import Image
 
 import checkpoint
 import complete
-import masks
-import search
 import utils
+from completion import masks, search
 
 SCRIPTS = ["align.py", "train-dcgan.py", "complete.py", "sample.py"]
 FEW = ["--nIter", 1, "--candidates", 1]
@@ -343,7 +342,7 @@ def test_a_full_disk_leaves_nothing_half_written(trained, tmp_path, call, size, 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
 def test_what_cannot_be_written_leaves_the_old_file(tmp_path, error):
     (tmp_path / "a.txt").write_text("old")
-    with pytest.raises((cli.UserError, KeyboardInterrupt)) as told, utils.writing(tmp_path / "a.txt", "x") as file:
+    with pytest.raises((cli.UserError, KeyboardInterrupt)) as told, utils.atomic_write(tmp_path / "a.txt", "x") as file:
         file.write("new")
         raise error
     assert (tmp_path / "a.txt").read_text() == "old" and os.listdir(tmp_path) == ["a.txt"]

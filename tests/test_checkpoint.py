@@ -44,32 +44,35 @@ def test_checkpoint_round_trip(tiny_dcgan, tmp_path):
 
 def test_load_for_completion(tiny_dcgan, tmp_path):
     before, _ = trained(tiny_dcgan, tmp_path)
-    before.samplers()
+    before.recalibrate_batchnorm()
     after = DCGAN.load(tmp_path)
-    assert after.sampler is after.averaged
+    assert after.inference_generator is after.generator_ema
     z, x = zs(3), images(3)
-    np.testing.assert_allclose(after.sampler(z), before.averaged(z), atol=1e-5)
+    np.testing.assert_allclose(after.inference_generator(z), before.generator_ema(z), atol=1e-5)
     np.testing.assert_allclose(after.discriminator(x), before.discriminator(x), atol=1e-5)
 
 
 def test_an_exported_model_draws_nearly_the_same(tiny_dcgan, tmp_path):
     before, _ = trained(tiny_dcgan, tmp_path / "run")
-    before.samplers()
+    before.recalibrate_batchnorm()
     before.export(tmp_path / "small")
     after = DCGAN.load(tmp_path / "small")
-    assert after.step == 2 and after.averaged is None
+    assert after.step == 2 and after.generator_ema is None
     z, x = zs(3), images(3)
-    for ours, theirs in ((after.generator(z), before.averaged(z)), (after.discriminator(x), before.discriminator(x))):
+    for ours, theirs in (
+        (after.generator(z), before.generator_ema(z)),
+        (after.discriminator(x), before.discriminator(x)),
+    ):
         np.testing.assert_allclose(ours, theirs, rtol=0.01, atol=0.01)
         assert ours.dtype == tf.float32 and not np.array_equal(ours, theirs)
-    for variable, exact in zip(after.generator.variables, before.averaged.variables, strict=True):
+    for variable, exact in zip(after.generator.variables, before.generator_ema.variables, strict=True):
         np.testing.assert_array_equal(variable.numpy(), exact.numpy().astype(np.float16))
     weights = sum(v.numpy().size for v in after.generator.variables + after.discriminator.variables)
     files = [path.stat().st_size for path in (tmp_path / "small").glob("*.data*")]
     assert len(files) == 1 and files[0] < 2.5 * weights + 5000
     with pytest.raises(cli.UserError, match="is not empty"):
         before.export(tmp_path / "small")
-    for network, name in ((before.discriminator, "d_h0_conv"), (before.averaged, "g_h0_lin")):
+    for network, name in ((before.discriminator, "d_h0_conv"), (before.generator_ema, "g_h0_lin")):
         network.get_layer(name).bias.assign_add(np.full(network.get_layer(name).bias.shape, 1e5))
         with pytest.raises(cli.UserError, match=f"{name}/bias does not fit"):
             before.export(tmp_path / "large")

@@ -24,8 +24,8 @@ from conftest import RNG, images, one_line, run, zs
 from tensorflow.lite.tools import flatbuffer_utils
 
 import export
-import formats
-from encoder import Encoder
+from completion import formats
+from completion.encoder import Encoder
 from model import DCGAN
 
 os.environ.pop("TF_CPP_MIN_LOG_LEVEL", None)  # which tf2onnx sets, for all tests of this process
@@ -35,7 +35,7 @@ def from_weights(folder, name):
     dcgan = DCGAN.load(folder)
     encoder, _ = Encoder.load(folder, dcgan)
     return {
-        "generator": lambda z: {"images": dcgan.sampler(z, training=False)},
+        "generator": lambda z: {"images": dcgan.inference_generator(z, training=False)},
         "discriminator": lambda images: {"logits": dcgan.discriminator(images, training=False)},
         "encoder": lambda shown, known: {"z": encoder.guess(shown, known)},
     }[name]
@@ -119,7 +119,7 @@ def test_each_format_computes_what_the_networks_do(dcgan, encoder, exported, for
     known = RNG.integers(0, 2, (3, 16, 16, 1)).astype(np.float32)
     y, z = images(3), zs(3)
     expected = {
-        "generator": ({"z": z}, "images", dcgan.averaged(z, training=False)),
+        "generator": ({"z": z}, "images", dcgan.generator_ema(z, training=False)),
         "discriminator": ({"images": y}, "logits", dcgan.discriminator(y, training=False)),
         "encoder": ({"shown": y * known, "known": known}, "z", encoder.guess(y * known, known)),
     }

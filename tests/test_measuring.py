@@ -12,13 +12,11 @@ import pytest
 import skimage.metrics
 from conftest import run
 
-import blend
 import checkpoint
-import masks
-import search
 import utils
-from encoder import Encoder
-from faces import MINMAX_TEMPLATE
+from completion import compositing, masks, prior, search
+from completion.encoder import Encoder
+from photos.geometry import MINMAX_TEMPLATE
 
 
 def table(done):
@@ -33,7 +31,7 @@ def test_benchmark(tmp_path):
     rng = np.random.default_rng(0)
     for i in range(4):
         utils.write_image(tmp_path / f"{i}.png", rng.integers(0, 256, (64, 64, 3), np.uint8))
-    done = run("tests/benchmark.py", *"--blocks 2 --steps 1 --batch_size 2 --dataset".split(), tmp_path)
+    done = run("benchmarks/speed.py", *"--blocks 2 --steps 1 --batch_size 2 --dataset".split(), tmp_path)
     rows = table(done)
     assert {"train(), float32", "step, float32", "step, mixed_bfloat16", "plain port to Keras, float32"} < rows.keys()
     limits = {name: rows[f"limit, {name}"][0] for name in ("float32", "bfloat16")}
@@ -57,7 +55,7 @@ def test_baselines(tmp_path, tiny_dcgan):
     dcgan = tiny_dcgan()
     encoder, covariance = tiny_model(tmp_path / "model", dcgan, faces[:40])
     flags = ["--dataset", tmp_path / "training", "--images", tmp_path / "test", "--checkpointDir", tmp_path / "model"]
-    rows = table(run("tests/baselines.py", *flags, "--groups"))
+    rows = table(run("benchmarks/holes.py", *flags, "--groups"))
 
     truths = faces[[40, 42, 41]]  # in the order of their names
     persons, expected = list(map(descriptor, truths)), {}
@@ -74,7 +72,7 @@ def test_baselines(tmp_path, tiny_dcgan):
                 expected.setdefault(f"group0, {name}", []).extend(np.mean(each[:2], 0))
                 expected.setdefault(f"group1, {name}", []).extend(each[2])
     assert set(rows) == set(expected) and len(rows) == 17
-    brief = table(run("tests/baselines.py", *flags, "--brief"))
+    brief = table(run("benchmarks/holes.py", *flags, "--brief"))
     assert brief == {name: row for name, row in rows.items() if not name.startswith(("group", "candidates"))}
     for name, row in rows.items():
         for column, tolerance in enumerate((0.02, 0.002, 0.01, 0.01)):
@@ -96,16 +94,16 @@ def completed(truths, holes, kind, training, dcgan, encoder, covariance):
         "encoder, --blend poisson": found.generated,
     }
     mended = {
-        "encoder, --nIter 0": blend.gaussian(images, dcgan.draw(start), holes, covariance),
-        "the default": blend.gaussian(images, found.generated, holes, covariance),
+        "encoder, --nIter 0": prior.gaussian_blend(images, dcgan.draw(start), holes, covariance),
+        "the default": prior.gaussian_blend(images, found.generated, holes, covariance),
     }
     for detail in (0, 0.5, 0.75, 1):
-        mended[f"--detail {detail}"] = blend.gaussian(images, found.generated, holes, covariance, detail)
+        mended[f"--detail {detail}"] = prior.gaussian_blend(images, found.generated, holes, covariance, detail)
     for name, fill in mended.items():
-        fills[name] = [blend.kriging(*triple) for triple in zip(images, fill, holes, strict=True)]
+        fills[name] = [compositing.kriging(*triple) for triple in zip(images, fill, holes, strict=True)]
     filled = {}
     for name, fill in fills.items():
-        filled[name] = [blend.poisson(*triple) for triple in zip(images, np.float32(fill), holes, strict=True)]
+        filled[name] = [compositing.poisson(*triple) for triple in zip(images, np.float32(fill), holes, strict=True)]
     filled["candidates, --blend none"] = last.generated
     pairs = zip(truths, holes, strict=True)
     telea = [cv2.inpaint(truth, np.uint8(hole == 0), 3, cv2.INPAINT_TELEA) for truth, hole in pairs]
@@ -131,11 +129,11 @@ def tiny_model(directory, dcgan, faces):
     """Write a model with an encoder, which has random weights, and the covariance of some faces; returns the latter."""
     checkpoint.save(directory, dcgan.networks, {"step": 1}, {})
     checkpoint.write_config(directory, {"architecture": dcgan.architecture})
-    covariance = blend.fit_covariance(lambda: [utils.to_float(faces)])
-    blend.save_covariance(directory, covariance)
+    covariance = prior.fit(lambda: [utils.to_float(faces)])
+    prior.save(directory, covariance)
     encoder = Encoder(dcgan)
     encoder.export(directory)
-    return Encoder.load(directory, dcgan)[0], blend.load_covariance(directory, dcgan.image_shape)
+    return Encoder.load(directory, dcgan)[0], prior.load(directory, dcgan.image_shape)
 
 
 def measured(image, truth, hole, person):

@@ -204,7 +204,7 @@ def test_a_step_on_two_replicas_equals_one_on_both_halves(tiny_dcgan, replicated
     expected = tiny_dcgan()
     d_loss, _, g_loss = plain_step(expected, x, z, 0.1, groups=2)
     dcgan = replicated(ema=0.5)
-    old = values(dcgan.averaged.trainable_variables)
+    old = values(dcgan.generator_ema.trainable_variables)
     outputs = descend(dcgan, x, z)
     assert float(outputs["d_loss"]) == pytest.approx(d_loss, rel=1e-4)
     assert float(outputs["g_loss"]) == pytest.approx(g_loss, rel=1e-4)
@@ -214,7 +214,9 @@ def test_a_step_on_two_replicas_equals_one_on_both_halves(tiny_dcgan, replicated
             for replica in a.value.values:
                 np.testing.assert_allclose(replica, b, atol=2e-4, err_msg=a.path)
     # the average after the first step: a tenth of the old, nine tenths of the new
-    for average, a, b in zip(dcgan.averaged.trainable_variables, old, dcgan.generator.trainable_variables, strict=True):
+    for average, a, b in zip(
+        dcgan.generator_ema.trainable_variables, old, dcgan.generator.trainable_variables, strict=True
+    ):
         np.testing.assert_allclose(average.numpy(), 0.1 * a + 0.9 * b.numpy(), atol=1e-5)
 
 
@@ -286,14 +288,14 @@ def test_float16_on_two_replicas_leaves_a_step_out_when_one_overflows(replicated
 def test_moving_average_of_the_generator(tiny_dcgan):
     dcgan = tiny_dcgan(ema=0.35)
     step = compiled_step(dcgan, dcgan.make_optimizers(0.01, 0.5))
-    expected = values(dcgan.averaged.trainable_variables)
+    expected = values(dcgan.generator_ema.trainable_variables)
     for t in range(6):
         step(images(4), zs(4))
         decay = min(0.35, (1 + t) / (10 + t))
         new = values(dcgan.generator.trainable_variables)
         expected = [decay * e + (1 - decay) * n for e, n in zip(expected, new, strict=True)]
     assert dcgan.step == 6 and (1 + 5) / (10 + 5) > 0.35  # both branches of the minimum were met
-    for average, e in zip(dcgan.averaged.trainable_variables, expected, strict=True):
+    for average, e in zip(dcgan.generator_ema.trainable_variables, expected, strict=True):
         np.testing.assert_allclose(average.numpy(), e, atol=1e-5)
 
 

@@ -123,7 +123,7 @@ def test_the_networks_compute_what_the_original_computed(tmp_path, sizes, scopes
     x = RNG.uniform(-1, 1, (4, size, size, c_dim)).astype(np.float32)
     generated, logits = networks.run("generated", z=z), networks.run("logits", images=x)
     assert generated.std() > 0.05 and logits.std() > 0.05 and np.abs(generated).max() < 1
-    np.testing.assert_allclose(dcgan.sampler(z, training=False), generated, atol=1e-5)
+    np.testing.assert_allclose(dcgan.inference_generator(z, training=False), generated, atol=1e-5)
     np.testing.assert_allclose(dcgan.discriminator(x, training=False), logits, atol=1e-5)
 
 
@@ -207,15 +207,15 @@ def test_a_damaged_file_is_named(original, tmp_path):
 
 def test_a_new_run_starts_from_what_the_samples_are_drawn_with(tiny_dcgan):
     source = tiny_dcgan(ema=0.9)
-    source.averaged.set_weights([w + 0.1 for w in source.generator.get_weights()])
+    source.generator_ema.set_weights([w + 0.1 for w in source.generator.get_weights()])
     z, x = RNG.uniform(-1, 1, (3, 5)).astype(np.float32), RNG.uniform(-1, 1, (3, 16, 16, 3)).astype(np.float32)
     for ema in (0.0, 0.5):
         dcgan = DCGAN(**TINY, ema=ema)
         dcgan.start_from(source)
-        for network in (dcgan.generator, dcgan.sampler):
-            np.testing.assert_array_equal(network(z, training=False), source.averaged(z, training=False))
+        for network in (dcgan.generator, dcgan.inference_generator):
+            np.testing.assert_array_equal(network(z, training=False), source.generator_ema(z, training=False))
         np.testing.assert_array_equal(dcgan.discriminator(x), source.discriminator(x))
-        assert (dcgan.averaged is None) == (ema == 0) and dcgan.step == 0
+        assert (dcgan.generator_ema is None) == (ema == 0) and dcgan.step == 0
 
 
 # the scripts

@@ -1,0 +1,166 @@
+"""How well whole photos with damaged faces are mended, beside OpenCV's inpainting.
+
+    python benchmarks/damaged_photos.py portraits/ more/ out
+
+Draws four kinds of holes over the face of each photo of the folders, as mask images; lets `complete.py --photo` fill
+them; and prints a Markdown table. Found: photos whose face was found under the hole. Placed: those whose three
+landmarks lie on average (and each of them) within 0.1 of the distance between the eyes of where the undamaged photo
+has them. PSNR in dB, SSIM and sharpness are of 8-bit pixels in the hole, at the photo's own resolution; identity is
+the distance of dlib's face descriptors of the mended and the true photo; edge is how much larger than in the true
+photo the differences across the hole's edge are (median over photos). All five are of the photos whose face was
+found. What is drawn and mended goes to the new folder `out`.
+"""
+
+import argparse
+import importlib.util
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cv2
+import dlib
+import numpy as np
+
+import utils
+from completion import metrics
+from photos import detection, geometry, record, restoring
+
+HOLES = ["strokes", "stain", "lower third", "half"]
+METHODS = {"Telea, radius 3": cv2.INPAINT_TELEA, "Navier-Stokes, radius 3": cv2.INPAINT_NS}
+THREE = geometry.LANDMARKS["innerEyesAndBottomLip"]
+
+
+def draw(kind, shape, landmarks, rng):
+    """A hole over the face, boolean of `shape` (H, W): in the box of its 68 landmarks (68, 2).
+
+    Three strokes across it, 7 % of its width wide; a round stain of a fifth of it over one eye; its lower third; or its
+    left or right half.
+    """
+    hidden = np.zeros(shape, np.uint8)
+    (left, top), (right, bottom) = landmarks.min(0), landmarks.max(0)
+    size = np.array([right - left, bottom - top])
+
+    def place(x, y):
+        return tuple(int(v) for v in ([left, top] + size * [x, y]).round())
+
+    if kind == "strokes":
+        for _ in range(3):
+            a, b, c = rng.random(3)
+            line = [place(-0.1, a), place(0.5, b), place(1.1, c)]
+            if rng.random() < 0.5:
+                line = [place(a, -0.1), place(b, 0.5), place(c, 1.1)]
+            cv2.polylines(hidden, [np.int32(line)], False, 1, max(1, round(0.07 * size[0])))
+    elif kind == "stain":
+        eye = landmarks[36:42] if rng.random() < 0.5 else landmarks[42:48]
+        cv2.circle(hidden, eye.mean(0).astype(int).tolist(), round((0.2 * size.prod() / np.pi) ** 0.5), 1, -1)
+    elif kind == "lower third":
+        cv2.rectangle(hidden, place(0, 2 / 3), place(1, 1), 1, -1)
+    else:
+        start = 0.5 * (rng.random() < 0.5)
+        cv2.rectangle(hidden, place(start, 0), place(start + 0.5, 1), 1, -1)
+    return hidden > 0
+
+
+def edge(photo, hidden):
+    """The mean difference between neighbours of which one lies in the hole."""
+    grey, differences = photo.astype(float).mean(-1), []
+    for axis in (0, 1):
+        differences.append(np.abs(np.diff(grey, axis=axis))[np.diff(hidden, axis=axis)])
+    return np.concatenate(differences).mean()
+
+
+def read_photos(folders):
+    """The photos of which dlib finds the face: a dict from path to uint8 pixels (H, W, 3) and the shape of the face."""
+    detector, predictor = detection.load_models(detection.find_predictor())
+    found = {}
+    for path in [path for folder in folders for path in utils.find_images(folder)]:
+        pixels = np.asarray(utils.open_image(path).convert("RGB"))
+        if boxes := detection.find_faces(pixels, detector):
+            found[path] = pixels, predictor(pixels, boxes[0])
+    return found
+
+
+def landmarks_of(shape):
+    """dlib's landmarks as float32 (68, 2)."""
+    return np.float32([(point.x, point.y) for point in shape.parts()])
+
+
+def mend(kind, truths, folder, args):
+    """Draw a hole into each photo and fill it; returns dicts from path to what is hidden and to `record.Origin`."""
+    (folder / "masks").mkdir(parents=True)
+    hidden = {}
+    for number, (path, (pixels, shape)) in enumerate(truths.items()):
+        hidden[path] = draw(kind, pixels.shape[:2], landmarks_of(shape), np.random.default_rng((number, 1)))
+        utils.write_image(folder / f"masks/{path.stem}.png", hidden[path][..., None] * np.uint8(255))
+    flags = ["--photo", "--maskDir", folder / "masks", "--outDir", folder / "mended", "--log_dir", folder / "logs"]
+    flags += ["--checkpointDir", args.checkpointDir] if args.checkpointDir else []
+    start = time.time()
+    script = Path(__file__).resolve().parents[1] / "complete.py"
+    subprocess.run([sys.executable, script, *args.inputs, *flags], check=True)
+    print(f"{kind}: {time.time() - start:.0f} s", flush=True)
+    rows = record.read_record(folder / "mended/aligned" / record.RECORD)
+    found = {row["source"]: record.origin(row, "") for (row,) in rows.values() if row["output"]}
+    return hidden, {path: found[str(path.absolute())] for path in truths if str(path.absolute()) in found}
+
+
+def misplaced(origin, landmarks):
+    """How far the three landmarks of a crop are from where they should be, in distances between the eyes: (3,)."""
+    wanted = origin.size * geometry.MINMAX_TEMPLATE[THREE] - origin.matrix[:, 2]
+    places = np.linalg.solve(origin.matrix[:, :2], wanted.T).T
+    eyes = np.linalg.norm(landmarks[36:42].mean(0) - landmarks[42:48].mean(0))
+    return np.linalg.norm(places - landmarks[THREE], axis=1) / eyes
+
+
+def scores(pixels, truth, hidden, shape, describe):
+    """PSNR, SSIM, sharpness, identity and edge of a mended photo."""
+    assert not (pixels != truth).any(-1)[~hidden].any()
+    part = restoring.surrounding(hidden, 16)
+    triple = pixels[part], truth[part], hidden[part]
+    values = [measure(*triple) for measure in (metrics.psnr, metrics.ssim, metrics.sharpness)]
+    values.append(np.linalg.norm(describe(pixels, shape) - describe(truth, shape)))
+    return [*values, edge(pixels, hidden) / edge(truth, hidden)]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("inputs", nargs="+", help="folders of photos of one person each")
+    parser.add_argument("out", type=Path, help="a new folder")
+    parser.add_argument("--checkpointDir", help="the model (as of complete.py)")
+    args = parser.parse_args()
+
+    spec = importlib.util.find_spec("face_recognition_models")
+    model = Path(spec.submodule_search_locations[0]) / "models" / "dlib_face_recognition_resnet_model_v1.dat"
+    network = dlib.face_recognition_model_v1(str(model))
+
+    def describe(pixels, shape):
+        return np.array(network.compute_face_descriptor(np.ascontiguousarray(pixels), shape))
+
+    truths, ours = read_photos(args.inputs), "complete.py --photo"
+    rows = {name: {} for name in ["found", "placed (each landmark)", *METHODS, ours]}
+    for kind in HOLES:
+        folder = args.out / kind.replace(" ", "-")
+        hidden, origins = mend(kind, truths, folder, args)
+        errors = np.array([misplaced(origin, landmarks_of(truths[path][1])) for path, origin in origins.items()])
+        rows["found"][kind] = f"{len(errors)} of {len(truths)}"
+        rows["placed (each landmark)"][kind] = f"{(errors.mean(1) < 0.1).sum()} ({(errors.max(1) < 0.1).sum()})"
+        for name in [*METHODS, ours]:
+            values = []
+            for path in origins:
+                truth, shape = truths[path]
+                if name == ours:
+                    pixels = np.asarray(utils.open_image(folder / f"mended/photos/{path.stem}.png").convert("RGB"))
+                else:
+                    pixels = cv2.inpaint(truth, hidden[path].astype(np.uint8), 3, METHODS[name])
+                values.append(scores(pixels, truth, hidden[path], shape, describe))
+            psnr, ssim, sharp, who = np.nanmean(values, 0)[:4]
+            rows[name][kind] = f"{psnr:.2f} / {ssim:.3f} / {sharp:.2f} / {who:.3f} / {np.median(values, 0)[4]:.2f}"
+    print("\nPSNR / SSIM / sharpness / identity / edge\n")
+    for cells in ["", *HOLES], ["---"] * (len(HOLES) + 1), *([name, *row.values()] for name, row in rows.items()):
+        print(f"| {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()

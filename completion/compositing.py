@@ -1,0 +1,135 @@
+"""What joins a generated image and the known pixels without a seam: kriging, and Poisson blending."""
+
+import numpy as np
+import scipy.linalg
+import scipy.ndimage
+import scipy.sparse
+import scipy.sparse.linalg
+
+import utils
+from completion import prior
+
+# what the axes leave: errors of pixels that far apart correlate by 1/e, and so much of their variance is of one alone
+RANGE, NUGGET = 2.5, 0.1
+
+
+EXACT = 2**16  # unknown pixels that `harmonic` solves for exactly
+
+
+CORRECTIONS = 60
+
+
+def kriging(image, generated, mask):
+    """Mend what is still wrong in the hole by what is still wrong at the known pixels nearby.
+
+    Simple kriging (Rasmussen and Williams 2006, equation 2.23) of the error y - G(z), float (H, W, C), whose covariance
+    between two pixels is exp(-(distance / `RANGE`)^2), plus `NUGGET` for a pixel with itself. What the principal axes
+    leave is like that: it has no structure of faces, but pixels side by side err alike. Where nothing is known the
+    result is `generated`; what `image` holds under the hole is not read.
+    """
+    known = np.broadcast_to(mask > 0, image.shape)
+    sigma = RANGE / 2**0.5
+
+    def spread(weights):
+        weights = np.where(known, weights.reshape(known.shape), 0.0)
+        return np.pi * RANGE**2 * scipy.ndimage.gaussian_filter(weights, (sigma, sigma, 0), mode="constant")
+
+    def covariance(weights):
+        return np.where(known, spread(weights), 0.0).ravel() + NUGGET * weights
+
+    system = scipy.sparse.linalg.LinearOperator((known.size, known.size), covariance, dtype=np.float64)
+    error = np.where(known, image - generated, 0.0).astype(np.float64)
+    weights, _ = scipy.sparse.linalg.cg(system, error.ravel(), rtol=1e-3, maxiter=200)
+    return (generated + spread(weights)).astype(np.float32)
+
+
+def as_grey_as(image, generated, mask):
+    """`generated`, (H, W, C), without its colours if what is known of `image` has none."""
+    known = image[mask[..., 0] > 0]
+    if not len(known) or np.ptp(known, axis=1).any():
+        return generated
+    return np.broadcast_to(generated.mean(-1, keepdims=True), generated.shape)
+
+
+def blend(images, generated, masks, covariance=None, detail=prior.DETAIL, pool=1):
+    """Fill the holes of images with what was generated: `gaussian` and `kriging` with a covariance, then `poisson`.
+
+    Where all that is known of an image is grey, so is its hole. With `pool` above 1 there is no kriging. Shapes as for
+    `gaussian`.
+    """
+
+    def each(function, generated):
+        return np.stack([function(*triple) for triple in zip(images, generated, masks, strict=True)])
+
+    if covariance is not None:
+        generated = prior.gaussian_blend(images, generated, masks, covariance, detail, pool)
+        if pool == 1:
+            generated = each(kriging, generated)
+    return each(poisson, each(as_grey_as, generated))
+
+
+def poisson(image, generated, mask):
+    """Fill the hole of `image` with the gradients of `generated`, so that no seam shows (Perez et al. 2003).
+
+    Both are float (H, W, C). Inside the hole the result has, as nearly as it can (least squares), the differences
+    between neighbours that `generated` has; known pixels stay as they are, and what `image` holds under the hole is
+    not read. Where nothing is known the result is `generated`.
+    """
+    known = mask > 0
+    if not known.any():
+        return generated.copy()
+    error = np.where(known, image, generated).astype(np.float64) - generated
+    return np.where(known, image, generated + harmonic(error, ~known[..., 0], known[..., 0])).astype(np.float32)
+
+
+def harmonic(values, unknown, known, exact=EXACT):
+    """The smoothest continuation of `values`, float64 (H, W, C), from where they are `known` to where `unknown`.
+
+    Both are boolean (H, W); a pixel that is neither has no say. In the hole each pixel becomes the mean of its
+    neighbours (Laplace's equation; Perez et al. 2003, equation 4), and 0 where nothing known can be reached. Up to
+    `exact` unknown pixels are solved for exactly. More start from the solution at half the resolution, followed by
+    `CORRECTIONS` steps of conjugate gradients (cascadic multigrid, Bornemann and Deuflhard 1996).
+    """
+    count, result = int(unknown.sum()), values.copy()
+    if not count:
+        return result
+    index = np.full(unknown.shape, -1)
+    index[unknown] = np.arange(count)
+    degree, target, pairs = np.full(count, 1e-9), np.zeros((count, values.shape[-1])), []
+    for p, q in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
+        both = unknown[p] & unknown[q]
+        pairs.append((index[p][both], index[q][both]))
+        for here, there in ((p, q), (q, p)):
+            degree += np.bincount(index[here][unknown[here] & (unknown | known)[there]], minlength=count)
+            border = unknown[here] & known[there]
+            np.add.at(target, index[here][border], values[there][border])
+    rows, columns = (np.concatenate(side) for side in zip(*pairs, strict=True))
+    links = scipy.sparse.coo_array((np.ones(len(rows)), (rows, columns)), (count, count)).tocsr()
+    matrix = scipy.sparse.diags_array(degree).tocsr() - links - links.T
+    if count <= exact:
+        result[unknown] = scipy.sparse.linalg.splu(matrix.tocsc()).solve(target)
+        return result
+    unknown_half, known_half = (shrunk(x[..., None], 2)[..., 0] for x in (unknown, known))
+    means = shrunk(np.where(known[..., None], values, 0.0), 2) / np.where(known_half > 0, known_half, 1)[..., None]
+    coarse = harmonic(means, (unknown_half > 0) & (known_half == 0), known_half > 0, exact)
+    start = enlarge(coarse, unknown_half + known_half > 0, unknown.shape)[unknown]
+    for channel in range(values.shape[-1]):
+        found, _ = scipy.sparse.linalg.cg(matrix, target[:, channel], start[:, channel], rtol=0, maxiter=CORRECTIONS)
+        result[unknown, channel] = found
+    return result
+
+
+def shrunk(values, side):
+    """The means of blocks of `side` x `side` pixels of (H, W, C), zeros where the last ones are not whole: float64."""
+    padded = np.pad(values.astype(np.float64), [(0, -length % side) for length in values.shape[:2]] + [(0, 0)])
+    return utils.block_means(padded[None], side)[0]
+
+
+def enlarge(values, valid, shape):
+    """(H, W, C) to twice the size, cut to `shape` (H, W), by linear interpolation among what is `valid` alone."""
+    import cv2
+
+    size = 2 * values.shape[1], 2 * values.shape[0]
+    weights = cv2.resize(valid.astype(np.float64), size)[..., None]
+    sums = cv2.resize(np.where(valid[..., None], values, 0.0), size).reshape(*weights.shape[:2], -1)
+    return (sums / np.maximum(weights, 1e-12))[: shape[0], : shape[1]]

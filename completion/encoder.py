@@ -1,0 +1,129 @@
+"""The encoder: a network that guesses, from what is known of an image, the z whose G(z) is that image.
+
+    encoder = Encoder(dcgan)                              # to train: runs.EncoderRun
+    encoder, other = Encoder.load("checkpoints/mine", dcgan)
+    z = encoder.guess(*holes.masked(images))               # where search.complete starts
+
+It learns from whole faces what no search can know: what usually lies under a hole (after Lahiri et al. 2020, "Prior
+Guided GAN Based Semantic Inpainting"). The generator stays as it is.
+"""
+
+import sys
+from pathlib import Path
+
+import cli
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import checkpoint
+import ops
+
+HIDDEN_UNITS = 512
+
+
+class Encoder:
+    """E(M*y, M) -> z for the generator that a DCGAN completes with, its losses and its training step."""
+
+    def __init__(self, dcgan, precision="float32"):
+        """Build the network with fresh weights; for the other arguments see `DCGAN`, whose strategy it shares."""
+        self.dcgan, self.precision, self.strategy = dcgan, precision, dcgan.strategy
+        self.architecture = dcgan.architecture
+        self.step = 0  # training steps behind the weights
+        with ops.precision(precision):
+            self.network = self.build(dcgan.architecture["df_dim"])
+        self.networks = {"encoder": self.network}
+
+    def build(self, dim):
+        """What is known of images, and the mask, (N, H, W, C + 1) -> z (N, z_dim) in [-1, 1].
+
+        The discriminator's convolutions, then two linear layers.
+        """
+        layers = [keras.Input((self.dcgan.image_size, self.dcgan.image_size, self.dcgan.c_dim + 1))]  # 64 x 64 x 4
+        for i, filters in enumerate(reversed(self.dcgan.channels(dim))):
+            layers += [ops.conv2d(filters, f"e_h{i}_conv")]  # 32 x 32 x 64, 16 x 16 x 128, 8 x 8 x 256, 4 x 4 x 512
+            layers += [ops.batch_norm(f"e_bn{i}")] if i else []
+            layers += [ops.lrelu()]
+        layers += [keras.layers.Flatten(), ops.linear(HIDDEN_UNITS, f"e_h{i}_lin"), ops.lrelu()]  # 8192, 512
+        layers += [ops.linear(self.dcgan.z_dim, "e_z_lin"), ops.tanh()]  # 100
+        return keras.Sequential(layers, name="encoder")
+
+    def losses(self, images, shown, known, training):
+        """How far G(E) is from images: mean |G(E) - y| of each, over all of it and over what is hidden, (N,) each."""
+        z = self.network(tf.concat([shown, known], -1), training=training)
+        error = tf.abs(self.dcgan.inference_generator(z, training=False) - images)
+        hidden = 1 - known
+        count = tf.maximum(tf.reduce_sum(hidden, [1, 2, 3]), 1.0) * images.shape[-1]
+        return tf.reduce_mean(error, [1, 2, 3]), tf.reduce_sum(hidden * error, [1, 2, 3]) / count
+
+    def make_optimizers(self, learning_rate, beta1):
+        """Adam for the network, in a dict, ready to be restored from a checkpoint."""
+        with self.strategy.scope():
+            optimizer = ops.adam(learning_rate, beta1, scale_loss=self.precision == "mixed_float16")
+            optimizer.build(self.network.trainable_variables)
+        return {"e_optimizer": optimizer}
+
+    def train_step(self, images, shown, known, step, e_optimizer):
+        """One step on a batch of which each replica takes its share; returns the scalars e_loss and its two parts."""
+        losses = self.strategy.run(self.update_network, (images, shown, known, e_optimizer))
+        return {name: self.strategy.reduce("SUM", loss, axis=None) for name, loss in losses.items()}
+
+    def update_network(self, images, shown, known, optimizer):
+        """Move the encoder down the sum of both losses."""
+        images, shown, known = map(ops.replica_share, (images, shown, known))
+        with tf.GradientTape() as tape:
+            all_loss, hole_loss = map(ops.batch_mean, self.losses(images, shown, known, training=True))
+            loss = all_loss + hole_loss
+        ops.update(optimizer, self.network, tape, loss)
+        ops.average_statistics(self.network)
+        return {"e_loss": loss, "e_loss_all": all_loss, "e_loss_hole": hole_loss}
+
+    def guess(self, shown, known):
+        """z (N, z_dim), float32, of images of which `shown` (N, H, W, C) is known where `known` (N, H, W, 1) is 1."""
+        inputs = np.concatenate([shown, known], -1).astype(np.float32)
+        parts = [self.network(inputs[i : i + 64], training=False) for i in range(0, len(inputs), 64)]
+        return np.concatenate(parts)
+
+    @classmethod
+    def load(cls, directory, dcgan):
+        """The encoder kept with the model in a directory, and whether there is none but for other generators.
+
+        It is the best that a run has measured, or an exported one; None where none is for the generator of `dcgan`.
+        One that cannot be read is named on standard error.
+        """
+        folder, fingerprint, other = Path(directory) / checkpoint.ENCODER, dcgan.fingerprint(), False
+        for place in filter(checkpoint.find, (folder / "best", folder)):
+            try:
+                precision = checkpoint.read_encoder_config(place, dcgan.architecture)["weights"]
+                if place == folder and precision == "float32":  # a run that has not measured it yet
+                    continue
+                encoder = cls(dcgan, precision)
+                numbers = checkpoint.restore(place, encoder.networks, ("step", "fingerprint"))
+            except cli.UserError as error:
+                print(f"skipped {error}", file=sys.stderr)
+                continue
+            encoder.step = numbers["step"]
+            if numbers["fingerprint"] == fingerprint:
+                return encoder if precision == "float32" else encoder.converted("float32"), False
+            other = True
+        return None, other
+
+    def converted(self, precision):
+        """The same encoder with layers and weights of another precision."""
+        other = Encoder(self.dcgan, precision)
+        with np.errstate(over="ignore"):  # `export` tells of it
+            other.network.set_weights(self.network.get_weights())
+        other.step = self.step
+        return other
+
+    def export(self, directory):
+        """Write it at half precision beside the model in `directory`, to which its generator was exported.
+
+        Raises UserError if there is one, or if a weight is too large for half precision.
+        """
+        numbers = {"step": self.step, "fingerprint": self.dcgan.fingerprint()}
+        half = self.converted("float16")
+        checkpoint.publish(
+            Path(directory) / checkpoint.ENCODER, self.architecture | {"ema": 0.0}, half.networks, numbers
+        )

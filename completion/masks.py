@@ -1,0 +1,236 @@
+"""The hole: which pixels are known, how much each counts, and how it is shown. Knows nothing of TensorFlow.
+
+Masks and weights are float32 (size, size, 1); in a mask 1 = keep and 0 = fill.
+"""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import cli
+
+import numpy as np
+import scipy.ndimage
+from PIL import Image, ImageDraw
+
+import utils
+
+TYPES = ["center", "random", "left", "right", "top", "bottom", "grid", "lowres", "full"]
+LOWRES = 8  # squares each way
+# how often `draw` draws what
+DRAWN = {
+    "center": 0.2, "random": 0.15, "half": 0.25, "grid": 0.03, "boxes": 0.15, "strokes": 0.18, "lowres": 0.03,
+    "full": 0.01,
+}  # fmt: skip
+
+
+def make(kind, size, center_scale=0.25, fraction=0.2, seed=(0,)):
+    """The mask of one of the `TYPES`, as in Amos's code; one that is drawn at random is decided by `seed`.
+
+    center: a square hole that leaves `center_scale` of the side known beside it. random: each pixel is hidden with
+    probability `fraction`. left, right, top, bottom: that half is hidden. grid: every 4th pixel each way is known.
+    lowres, full: all is replaced, by what fits the means of `LOWRES` x `LOWRES` squares, or the whole image.
+    Raises UserError if `center_scale` or `fraction` leave no hole or nothing known.
+    """
+    mask, half = np.ones((size, size, 1), np.float32), size // 2
+    if kind == "center":
+        lower, upper = int(size * center_scale), int(size * (1 - center_scale))
+        mask[lower:upper, lower:upper] = 0
+        return check(mask, f"--centerScale {center_scale}")
+    if kind == "random":
+        mask[np.random.default_rng(seed).random((size, size)) < fraction] = 0
+        return check(mask, f"--fraction {fraction}")
+    hole = {"left": np.s_[:, :half], "right": np.s_[:, half:], "top": np.s_[:half], "bottom": np.s_[half:]}
+    mask[hole.get(kind, np.s_[:])] = 0
+    if kind == "grid":
+        mask[::4, ::4] = 1
+    return mask
+
+
+def draw(size, rng):
+    """A hole at random, by NumPy's generator `rng`: its kind and its mask. So `train-encoder.py` hides images.
+
+    It is one of the `TYPES`, in any size, up to four "boxes", or up to six "strokes" of a brush.
+    """
+    kind = rng.choice(list(DRAWN), p=list(DRAWN.values()))
+    if kind == "half":
+        kind = rng.choice(["left", "right", "top", "bottom"])
+    if kind not in ("boxes", "strokes"):
+        try:
+            return kind, make(kind, size, rng.uniform(0.1, 0.4), rng.uniform(0.1, 0.95), rng.integers(2**32, size=2))
+        except cli.UserError:  # none of few pixels is left
+            return draw(size, rng)
+    picture = Image.new("L", (size, size), 1)
+    brush, count = ImageDraw.Draw(picture), rng.integers(1, 5 if kind == "boxes" else 7)
+    for _ in range(count):
+        if kind == "boxes":
+            (left, top), (width, height) = rng.uniform(-0.1, 0.9, 2) * size, rng.uniform(0.1, 0.5, 2) * size
+            brush.rectangle((left, top, left + width, top + height), 0)
+        else:
+            places = rng.uniform(-0.1, 1.1, (rng.integers(2, 6), 2)) * size
+            brush.line([*map(tuple, places)], 0, max(1, round(size * rng.uniform(0.02, 0.15))), "curve")
+    mask = np.asarray(picture, np.float32)[..., None]
+    return (kind, mask) if mask.any() and not mask.all() else draw(size, rng)
+
+
+def check(mask, source):
+    """Return the mask; raise UserError, naming its source, if it has no hole or leaves nothing known."""
+    if mask.all() or not mask.any():
+        raise cli.UserError(f"{source}: leaves {'no hole' if mask.all() else 'nothing known'} in {len(mask)} pixels")
+    return mask
+
+
+def known_after_resize(hidden, size):
+    """The mask of an image of which the boolean `hidden` (H, W) was missing, once it is cropped and resized to `size`.
+
+    A pixel of it is known only if no hidden pixel contributes to it: the filter's weights are positive, so that
+    contributions never cancel.
+    """
+    share = utils.fit(Image.fromarray(hidden.astype(np.float32)), size)
+    return (np.asarray(share) == 0).astype(np.float32)[..., None]
+
+
+def read_hidden(path):
+    """What a mask image hides, where it is white (128 and above): boolean (H, W); raises UserError if it is none."""
+    try:
+        return np.asarray(utils.flatten(utils.open_image(path), "black").convert("L")) >= 128
+    except ValueError as error:  # of rare modes such as LAB
+        raise cli.UserError(f"{path}: not a mask ({error}); save it as a grey PNG file") from error
+
+
+def fit_hidden(hidden, size, side):
+    """The mask of an image of which boolean (H, W) is hidden, cropped and resized as `utils.as_pixels` does it.
+
+    `hidden` first becomes as large as the image, whose shorter side is `side` pixels: no pixel of that of which a part
+    is hidden is to contribute when the image is resized.
+    """
+    shorter = min(hidden.shape)
+    top, left = (max(0, length // 2 - 4 * shorter) for length in hidden.shape)  # out of reach, and maybe endless
+    hidden = hidden[top : len(hidden) - top, left : hidden.shape[1] - left]
+    zoom = -(-side // shorter)
+    hidden = hidden.repeat(zoom, 0).repeat(zoom, 1)
+    if min(hidden.shape) > side:
+        hidden = known_after_resize(hidden, side)[..., 0] == 0
+    return known_after_resize(hidden, size)
+
+
+def by_name(directory):
+    """The mask images in a folder, for --maskDir: a dict from path in it and from name, both without suffix, to paths.
+
+    Raises UserError if there is no such folder.
+    """
+    if not os.path.isdir(directory):
+        raise cli.UserError(f"--maskDir {directory}: no such directory; give a folder of mask images")
+    found = {}
+    for path in utils.find_images(directory):
+        place = path.relative_to(directory).with_suffix("").as_posix()
+        for key in (f"./{place}", path.stem):
+            found.setdefault(key, []).append(path)
+    return found
+
+
+def named_as(image, found, directory):
+    """The mask of an image among those that `by_name` found: at the same path, or else of the same name.
+
+    image: its path in the folder it was found in. Raises UserError if there is none, or several.
+    """
+    place = Path(image).with_suffix("")
+    paths = found.get(f"./{place.as_posix()}") or found.get(place.name, [])
+    if len(paths) != 1:
+        count = f"{len(paths)} masks" if paths else "no mask"
+        raise cli.UserError(f"--maskDir {directory}: holds {count} named {place.name}, for {image}")
+    return paths[0]
+
+
+def missing(image, path=None):
+    """What is missing of a Pillow image, boolean (H, W): what is not quite opaque, and what a mask image hides.
+
+    Raises UserError if the mask in the file `path` is of another size, or hides nothing.
+    """
+    hidden = np.zeros(image.size[::-1], bool)
+    if image.has_transparency_data:
+        hidden |= np.asarray(image.convert("RGBA"))[..., 3] < 255
+    if path:
+        white = read_hidden(path)
+        if white.shape != hidden.shape:
+            sizes = ["x".join(map(str, shape[::-1])) for shape in (white.shape, hidden.shape)]
+            raise cli.UserError(f"{path}: a mask of {sizes[0]} pixels, for a photo of {sizes[1]}")
+        if not white.any():
+            raise cli.UserError(f"{path}: hides nothing; make white what is missing")
+        hidden |= white
+    return hidden
+
+
+def transparent(image, size):
+    """The mask of a Pillow image that is missing where it is not quite opaque."""
+    return known_after_resize(missing(image), size)
+
+
+def pixelate(images):
+    """What "lowres" knows of images (N, H, W, C): the means of `LOWRES` x `LOWRES` squares, at full size."""
+    side = images.shape[1] // LOWRES
+    return utils.block_means(images, side).repeat(side, 1).repeat(side, 2)
+
+
+def neighbour_weights(mask, window=7):
+    """How much each known pixel counts: the share of its `window` x `window` neighbourhood that is missing.
+
+    Yeh et al. 2017, section 3.1: what is near the hole says most about it. Hidden pixels count 0. Neighbours beyond
+    the border are neither missing nor there.
+    """
+    kernel = np.ones((window, window))
+    missing = scipy.ndimage.convolve(1.0 - mask[..., 0], kernel, mode="constant")
+    there = scipy.ndimage.convolve(np.ones(mask.shape[:2]), kernel, mode="constant") - 1  # but for itself
+    return (mask * (missing / there)[..., None]).astype(np.float32)
+
+
+class Holes(NamedTuple):
+    """The holes of some images, all of one kind: one of `TYPES`, "alpha" or "mask"."""
+
+    kind: str
+    masks: np.ndarray  # (N, size, size, 1)
+    weights: np.ndarray  # (N, size / pool, size / pool, 1): how much the search minds each pixel
+    pool: int  # the search compares the means of pool x pool pixels
+
+    @property
+    def truth_known(self):
+        """Whether the images hold the true pixels under the hole."""
+        return self.kind != "alpha"
+
+    def of(self, numbers):
+        """The holes of the images of these numbers, a slice."""
+        return self._replace(masks=self.masks[numbers], weights=self.weights[numbers])
+
+    def masked(self, images):
+        """What an encoder sees of images (N, size, size, C): them where they are known, else 0; and 1 there, else 0.
+
+        Of "lowres" it is the means, known nowhere. What lies under a hole has no say, whatever it is.
+        """
+        if self.kind == "full":
+            return images, np.ones_like(self.masks)
+        return pixelate(images) if self.kind == "lowres" else np.where(self.masks > 0, images, 0), self.masks
+
+    def show(self, images):
+        """What is known of images (N, size, size, C), as pictures: all but the hole, in grey; or all, or means."""
+        if self.kind == "full":
+            return images
+        return pixelate(images) if self.kind == "lowres" else images * self.masks
+
+
+def mask_each(images, drawn):
+    """What an encoder sees of images (N, H, W, C) that have each a hole of its own kind, pairs as `draw` returns."""
+    pairs = [holes(kind, [mask]).masked(image[None]) for image, (kind, mask) in zip(images, drawn, strict=True)]
+    return tuple(map(np.concatenate, zip(*pairs, strict=True)))
+
+
+def holes(kind, masks, window=None):
+    """The `Holes` of these masks; known pixels count by their neighbourhood of `window` pixels, or all the same."""
+    masks, pool = np.stack(masks), 1
+    weights = masks
+    if kind == "lowres":
+        weights, pool = np.ones((len(masks), LOWRES, LOWRES, 1), np.float32), masks.shape[1] // LOWRES
+    elif kind == "full":
+        weights = np.ones_like(masks)
+    elif window:
+        weights = np.stack([neighbour_weights(mask, window) for mask in masks])
+    return Holes(kind, masks, weights, pool)

@@ -1,0 +1,63 @@
+"""Faces in photos: dlib's detector and its 68 landmarks. dlib is imported when it is needed."""
+
+import functools
+import importlib.util
+from pathlib import Path
+
+import cli
+
+import numpy as np
+
+from photos import geometry
+
+
+def find_predictor():
+    """The path of dlib's 68-point predictor in the installed face_recognition_models, which is not imported.
+
+    Importing it needs pkg_resources, which newer Pythons lack. Raises UserError if it is not installed.
+    """
+    spec = importlib.util.find_spec("face_recognition_models")
+    if spec is None:
+        raise cli.UserError("the face predictor is missing: pip install face_recognition_models, or use --predictor")
+    return Path(spec.submodule_search_locations[0]) / "models" / "shape_predictor_68_face_landmarks.dat"
+
+
+@functools.cache
+def load_models(predictor):
+    """dlib's frontal face detector and the 68-point predictor in the file `predictor`, as (detector, predictor).
+
+    Raises UserError, saying how to get a good one, if that file is missing, damaged or another kind of model.
+    """
+    import dlib
+
+    try:
+        model = dlib.shape_predictor(str(predictor))
+        if model(np.zeros((8, 8), np.uint8), dlib.rectangle(0, 0, 7, 7)).num_parts != len(geometry.TEMPLATE):
+            raise RuntimeError(f"it does not have {len(geometry.TEMPLATE)} points")
+    except RuntimeError as error:
+        why = str(error).splitlines()[0]
+        raise cli.UserError(
+            f"--predictor {predictor}: not a 68-point predictor of dlib's ({why}); "
+            "pip install --force-reinstall face_recognition_models brings a good one"
+        ) from error
+    return dlib.get_frontal_face_detector(), model
+
+
+def find_faces(pixels, detector, faces="largest", upsample=1):
+    """The boxes (dlib.rectangle, photo pixels, right and bottom included) of the faces in uint8 RGB (H, W, 3).
+
+    "largest" doubles the photo, up to `upsample` times, only while nothing is found: faster, and with fewer false
+    faces; the largest is the first. "only" and "all" double it at once, and give the surest first.
+    """
+    pixels = np.ascontiguousarray(pixels)  # of a strided array dlib reads whatever is in memory
+    boxes = []
+    for times in range(upsample + 1) if faces == "largest" else [upsample]:
+        if boxes := list(detector(pixels, times)):
+            break
+    return sorted(boxes, key=lambda box: -box.area()) if faces == "largest" else boxes
+
+
+def find_landmarks(pixels, box, predictor):
+    """The 68 landmarks of the face in `box`, as float32 (68, 2) x, y in pixels of the photo."""
+    points = predictor(np.ascontiguousarray(pixels), box).parts()
+    return np.float32([(point.x, point.y) for point in points])

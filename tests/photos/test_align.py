@@ -1,0 +1,397 @@
+"""align.py: the photos it finds, the names and the record of its crops, what is wrong, and interrupts."""
+
+import argparse
+import errno
+import multiprocessing
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import cli
+
+import cv2
+import numpy as np
+import pytest
+import test_faces
+from conftest import ROOT, heed_sigint, one_line
+from PIL import Image
+from test_faces import ASTRONAUT, NOISE, PORTRAIT, crops, read, rows_of, run
+
+import align
+import utils
+from photos import alignment, detection, record
+
+models, aligned = test_faces.models, test_faces.aligned
+
+
+@pytest.fixture
+def run_here(models, monkeypatch, capsys):
+    """As `run`, but in this process, where the models are loaded already; returns what went to standard output."""
+
+    def answers(tasks, args):
+        for task in tasks:
+            yield alignment.align_file(*task, args, models)
+
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["align.py", *map(str, arguments)])
+        monkeypatch.setattr(align, "in_parallel", answers)
+        assert not align.main()
+        run.out, run.err = capsys.readouterr()
+        return run.out
+
+    return run
+
+
+@pytest.fixture
+def refused(run_here, capsys):
+    """As `run_here`, of a command that ends with an error; returns the line that says so."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit, match="^2$"):
+            run_here(*arguments)
+        line = capsys.readouterr().err.splitlines()[-1]
+        assert line.startswith("align.py: error: ")
+        return line
+
+    return run
+
+
+@pytest.fixture
+def out(tmp_path, save_image, run_here, monkeypatch):
+    """OUTPUT with the crop of in/a.png, in the working directory."""
+    (tmp_path / "in").mkdir()
+    save_image("in/a.png", PORTRAIT)
+    monkeypatch.chdir(tmp_path)
+    run_here("in", "out")
+    return tmp_path / "out"
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_second_run_does_what_is_missing_and_no_more(aligned, run_here):
+    folder, output, _ = aligned
+    expected = crops(output)
+    before = rows_of(output)
+    (output / "grey.png").unlink()
+    (output / "deep.png").write_bytes(b"kept as it is")
+    out = run_here(folder, output, "--faces", "only")
+    assert "1 faces aligned in 1 of 14 photos, 7 already done, 1 no face, 1 several faces, 4 unreadable" in out
+    assert (output / "deep.png").read_bytes() == b"kept as it is"
+    assert rows_of(output) == before
+    # what another command would add to it has to be of the same kind
+    others = ("size", 32, 64), ("landmarks", "outerEyesAndNose", "innerEyes"), ("faces", "all", "only")
+    for flag, value, kept in others:
+        flags = {"faces": "only"} | {flag: value}
+        done = run(folder, output, *(f"--{name}={flags[name]}" for name in flags), status=2)
+        one_line(done, f"--{flag} {value}", str(kept), "another OUTPUT")
+    assert rows_of(output) == before
+    out = run_here(folder / "sub", output, "--faces", "only", "--overwrite")
+    assert "2 faces aligned in 2 of 2 photos, 0 already done" in out
+    # the same sources are the same crops, however they are reached
+    assert rows_of(output) == before and crops(output) == expected
+
+
+def test_all_faces_are_numbered_and_resumed(tmp_path, run_here):
+    (tmp_path / "in").mkdir()
+    Image.fromarray(ASTRONAUT).save(tmp_path / "in/a.png")
+    flags = [tmp_path / "in", tmp_path / "out", "--faces", "all", "--size", 32]
+    assert "2 faces aligned in 1 of 1 photos" in run_here(*flags)
+    assert crops(tmp_path / "out") == ["a_0.png", "a_1.png"]
+    before = rows_of(tmp_path / "out")
+    assert [(row["output"], row["face"]) for row in before] == [("a_0.png", "0"), ("a_1.png", "1")]
+    assert read(tmp_path / "out/a_1.png").shape == (32, 32, 3)
+    assert "0 faces aligned in 0 of 1 photos, 1 already done" in run_here(*flags)
+    (tmp_path / "out/a_1.png").unlink()
+    assert "2 faces aligned in 1 of 1 photos, 0 already done" in run_here(*flags)
+    assert rows_of(tmp_path / "out") == before
+    # a face that is gone takes its crop along
+    Image.fromarray(PORTRAIT).save(tmp_path / "in/a.png")
+    run_here(*flags, "--overwrite")
+    assert crops(tmp_path / "out") == ["a_0.png"] and len(rows_of(tmp_path / "out")) == 1
+
+
+STOPPED = """
+import os, sys, align
+from photos import alignment
+from photos import detection
+from photos import record
+
+def replace(draft, path, real=os.replace, crops=[]):
+    crops += [path] * str(path).endswith(".png")
+    if len(crops) == 4:
+        os.killpg(0, {number})
+    real(draft, path)
+
+os.replace = replace
+sys.exit(align.main())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_run_goes_on(tmp_path, run_here, monkeypatch, number):
+    (tmp_path / "in").mkdir()
+    for i in range(40):
+        Image.fromarray(PORTRAIT).save(tmp_path / f"in/{i:02d}.bmp")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    # Ctrl-C reaches all processes of a terminal; here when the fourth crop is about to take its place
+    process = subprocess.run(
+        [sys.executable, "-c", STOPPED.format(number=int(number)), "in", "out", "--workers", "2"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        preexec_fn=heed_sigint,
+    )
+    left = crops(tmp_path / "out")
+    count = len([name for name in left if name.endswith(".png")])
+    if number == signal.SIGINT:
+        assert process.returncode == 130 and "the same command goes on" in process.stdout
+        assert "Traceback" not in process.stderr
+        assert sorted(row["output"] for row in rows_of(tmp_path / "out")) == left
+    else:
+        assert len(left) == count + 1  # its draft
+    assert 3 <= count < 40
+    done = run_here(tmp_path / "in", tmp_path / "out")
+    assert f"{40 - count} faces aligned in {40 - count} of 40 photos, {count} already done" in done
+    assert crops(tmp_path / "out") == [f"{i:02d}.png" for i in range(40)]
+    assert [row["output"] for row in rows_of(tmp_path / "out")] == [f"{i:02d}.png" for i in range(40)]
+
+
+def test_a_killed_worker_is_one_line(tmp_path, save_image):
+    save_image("0.bmp", PORTRAIT)
+    save_image("1.bmp", cv2.resize(ASTRONAUT, (4000, 4000)))
+    args = argparse.Namespace(size=64, faces="largest", landmarks="innerEyesAndBottomLip", upsample=1, workers=2)
+    args.predictor, args.output, args.maskDir, args.points = detection.find_predictor(), tmp_path, None, None
+    with pytest.raises(cli.UserError, match="killed.*--workers 1.*1.bmp"):
+        for rows in alignment.in_parallel(
+            ((str(tmp_path / f"{i}.bmp"), str(i), None) for i in [0] * 4 + [1] * 8), args
+        ):
+            assert rows[0]["status"] == "aligned"
+            for worker in multiprocessing.active_children():
+                worker.kill()
+
+
+def named(*names):
+    """As find_photos gives them: from /PATH to what is mirrored, the last of a/b."""
+    return {f"/{name}": name.partition("/")[2] for name in names}
+
+
+def test_names_of_crops():
+    assert alignment.name_crops(named("x/a.jpg", "x/s/b.c.png")) == {"/x/a.jpg": "a", "/x/s/b.c.png": "s/b.c"}
+    crowd = named("x/a.jpg", "x/a.png", "x/A.webp", "y/b.png")
+    names = alignment.name_crops(crowd)
+    assert names == {"/x/a.jpg": "a.jpg", "/x/a.png": "a.png", "/x/A.webp": "A.webp", "/y/b.png": "b"}
+    assert alignment.name_crops(dict(reversed(crowd.items()))) == names
+    for pair in (("x/b.png", "y/b.png"), ("x/b.png", "y/B.png"), ("x/b.jpg", "x/b.jpg.png", "x/b.png")):
+        with pytest.raises(cli.UserError, match="INPUT /.*would both be"):
+            alignment.name_crops(named(*pair))
+
+
+def test_photos_of_one_name_are_all_kept(tmp_path, run_here, monkeypatch):
+    for name in ("x/a.png", "y/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(PORTRAIT).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert "2 faces" in run_here("x", "y", "y/b.png", "out")
+    before = rows_of(tmp_path / "out")
+    # a name that comes later does not take an earlier one's place
+    Image.fromarray(PORTRAIT).save(tmp_path / "x/a.bmp")
+    assert "1 faces aligned in 1 of 3 photos, 2 already done" in run_here("y", "x", "out")
+    assert crops(tmp_path / "out") == ["a.bmp.png", "a.png", "b.png"]
+    shutil.copytree(tmp_path / "y", tmp_path / "z")
+    for flags in ([], ["--overwrite"]):
+        one_line(run("z", "out", *flags, status=2), "out/b.png", "y/b.png", "another OUTPUT")
+    assert [row for row in rows_of(tmp_path / "out") if "bmp" not in row["source"]] == before
+
+
+def test_find_photos(tmp_path, folder):
+    inside = folder / "a" / "out"
+    inside.mkdir()
+    shutil.copy(folder / "a/0.png", inside / "0.png")
+    found = alignment.find_photos([folder, folder / "a/2.png"], inside)
+    assert found == {str(folder / f"{'ab'[i % 2]}/{i}.png"): f"{'ab'[i % 2]}/{i}.png" for i in range(10)}
+    for inputs, output in (([folder], folder), ([folder / "a"], folder), ([folder / "a/0.png"], folder / "a")):
+        with pytest.raises(cli.UserError, match="lies in OUTPUT"):
+            alignment.find_photos(inputs, output)
+
+
+def test_record_cut_short(tmp_path):
+    rows = {
+        s: [dict(source=s, output=f"{s}_{i}.png", face=i, faces="all", landmarks="outerEyesAndNose") for i in (0, 1)]
+        for s in ("q", "p\n,\udce9")  # a name that is not UTF-8
+    }
+    record.write_record(tmp_path / "align.csv", rows)
+    read = record.read_record(tmp_path / "align.csv")
+    assert sorted(read) == sorted(rows) and all(len(rows) == 2 for rows in read.values())
+    text = (tmp_path / "align.csv").read_bytes()
+    # done anew, and the last row cut: the latest word counts, and what is whole
+    (tmp_path / "align.csv").write_bytes(text + text.splitlines(keepends=True)[-2] + text.splitlines()[-1][:-5])
+    (row,) = record.read_record(tmp_path / "align.csv")["q"]
+    assert row["output"] == "q_0.png"
+
+
+def rewrite(folder, **cells):
+    """Change cells of a record of one row by hand."""
+    record.write_record(folder / "align.csv", {"": [rows_of(folder)[0] | cells]})
+    return (folder / "align.csv").read_bytes()
+
+
+ELSEWHERE = ["../x/y.png", "{}/x/y.png", "sub/y.png", "link.png", "notes.txt", "in/../a.png", "\0.png"]
+
+
+@pytest.mark.parametrize("place", ELSEWHERE)
+def test_a_record_of_crops_elsewhere_is_refused(tmp_path, out, refused, place):
+    (tmp_path / "x").mkdir()
+    (out / "sub").symlink_to("../x")
+    (out / "link.png").symlink_to("../x/y.png")
+    victims = tmp_path / "x/y.png", out / "notes.txt"
+    for victim in victims:
+        victim.write_text("kept")
+    before = rewrite(out, output=place.format(tmp_path))
+    for flags in ([], ["--overwrite"], ["--overwrite", "--faces", "all"]):
+        line = refused("in", "out", *flags)
+        assert "out/align.csv: not a record of align.py's" in line and "choose another OUTPUT" in line
+    assert (out / "align.csv").read_bytes() == before
+    assert [victim.read_text() for victim in victims] == ["kept", "kept"] and os.listdir(tmp_path / "x") == ["y.png"]
+
+
+@pytest.mark.parametrize(
+    "cells, words",
+    [
+        (dict(faces="odd"), "--faces largest: OUTPUT out holds crops of --faces odd"),
+        (dict(size="1\n2"), "--size 64: OUTPUT out holds crops of --size 1 2"),
+        (dict(landmarks="odd"), "out/a.png: is there already"),
+        (dict(source="other"), "out/a.png: is there already, made of other"),
+        (dict(face="odd"), "1 already done"),
+    ],
+)
+def test_an_odd_row_of_the_record_is_one_line(out, run_here, refused, cells, words):
+    rewrite(out, **cells)
+    command = run_here if "face" in cells else refused  # which does no harm
+    assert words in command("in", "out")
+    with open(out / "align.csv", "a") as file:
+        file.write("a,b.png,aligned,0,,,,,,,,,,,,,64,largest,outerEyesAndNose,a cell too many\n")
+    assert "out/align.csv: not a record of align.py's (an odd row, of a); choose" in refused("in", "out")
+
+
+def test_nothing_goes_through_a_link(tmp_path, out, run_here, refused, save_image):
+    victim, elsewhere = tmp_path / "victim", tmp_path / "elsewhere"
+    victim.write_text("kept")
+    elsewhere.mkdir()
+    for name in ("a.png.draft", "b.png.draft", "align.csv.draft", f".{os.getpid()}.draft"):
+        (out / name).symlink_to(victim)
+    (tmp_path / "named").symlink_to("out")  # OUTPUT itself may be one
+    save_image("in/b.png", PORTRAIT)
+    assert "2 faces" in run_here("in", "named", "--overwrite")
+    assert not (out / "b.png").is_symlink()
+
+    (tmp_path / "in/sub").mkdir()
+    save_image("in/sub/c.png", PORTRAIT)
+    (out / "sub").symlink_to(elsewhere)
+    assert "out/sub/c.png: does not lie in out, or is a link" in refused("in", "out", "--overwrite")
+    (out / "a.png").unlink()
+    (out / "a.png").symlink_to(victim)
+    assert "out/a.png: does not lie in out, or is a link" in refused("in/a.png", "out", "--overwrite")
+    (out / "align.csv").rename(tmp_path / "record")
+    (out / "align.csv").symlink_to(tmp_path / "record")
+    before = (tmp_path / "record").read_bytes()
+    line = refused("in/b.png", "out", "--overwrite")
+    assert "out/align.csv: not a record" in line and "is a link" in line and "choose another OUTPUT" in line
+    assert (tmp_path / "record").read_bytes() == before
+    assert victim.read_text() == "kept" and not os.listdir(elsewhere)
+
+
+def test_a_loop_of_links_is_no_photo(tmp_path, out, run_here, refused):
+    (tmp_path / "in/loop.png").symlink_to("loop.png")
+    assert "1 faces aligned in 1 of 1 photos" in run_here("in", "out", "--overwrite")
+    assert "INPUT in/loop.png: no such file or folder" in refused("in/loop.png", "out")
+    assert "OUTPUT in/loop.png: cannot be written" in refused("in/a.png", "in/loop.png")
+
+
+def test_a_long_name_does_not_end_the_run(out, run_here, save_image):
+    name = "a" * 250  # of a file, 255 bytes at most
+    save_image(f"in/{name}.bmp", PORTRAIT)
+    assert "1 faces aligned in 1 of 2 photos, 1 already done" in run_here("in", "out")
+    assert crops(out) == ["a.png", f"{name}.png"]
+    assert "1 faces aligned in 1 of 2 photos" in run_here("in", "all", "--faces", "all")
+    assert [row["status"][:30] for row in rows_of(out.parent / "all")] == ["aligned", "unreadable: file name too long"]
+    assert f"{name}.bmp: unreadable: file name too long" in run_here.err and crops(out.parent / "all") == ["a_0.png"]
+
+
+def test_the_faces_that_are_not_taken_are_told(out, run_here, save_image):
+    save_image("in/two.png", np.hstack([PORTRAIT, PORTRAIT]))
+    run_here("in", "out", "--overwrite")
+    assert run_here.err.count("took") == 1
+    assert f"{out.parent}/in/two.png: took the largest of 2 faces; --faces all takes them all\n" in run_here.err
+    assert [row["status"] for row in rows_of(out)] == ["aligned"] * 2
+    run_here("in", "all", "--faces", "all")
+    assert "took" not in run_here.err
+
+
+def test_after_two_dashes_all_are_files(out, run_here, save_image):
+    save_image("-dash.png", PORTRAIT)
+    run_here("--size", 32, "--", "-dash.png", "new")
+    run_here("in/a.png", "--", "-dash.png", "-new")
+    assert crops(out.parent / "new") == ["-dash.png"] and crops(out.parent / "-new") == ["-dash.png", "a.png"]
+
+
+FILES = [(utils, "x", "align.csv"), (align, "a", "align.csv"), (utils, "xb", "b.png")]
+
+
+@pytest.mark.parametrize("module, mode, name", FILES)
+def test_a_full_disk_is_one_line(out, run_here, refused, save_image, monkeypatch, module, mode, name):
+    def full(path, as_what="r", **options):
+        file = open(path, as_what, **options)
+        if as_what == mode:
+            with open("/dev/full", "wb") as device:
+                os.dup2(device.fileno(), file.fileno())
+        return file
+
+    before = (out / "align.csv").read_bytes()
+    save_image("in/b.png", PORTRAIT)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "open", full, raising=False)
+        assert f"out/{name}: cannot be written ({os.strerror(errno.ENOSPC)})" in refused("in", "out")
+    assert crops(out) == ["a.png"] and (out / "align.csv").read_bytes().startswith(before)
+    assert "1 faces aligned in 1 of 2 photos, 1 already done" in run_here("in", "out")
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["nowhere", "out"], ["INPUT nowhere", "no such file or folder"]),
+        (["empty", "out"], ["INPUT empty", "no photo"]),
+        (["images", "images"], ["INPUT images", "apart"]),
+        (["", "out"], ["INPUT: is empty"]),
+        (["images/p.png", "images"], ["INPUT images/p.png", "apart"]),
+        (["images", "file"], ["OUTPUT file", "cannot be written"]),
+        (["images", "taken"], ["taken/p.png", "align.csv does not know", "another OUTPUT"]),
+        (["images", "odd"], ["odd/align.csv", "not a record"]),
+        (["images", "out", "--predictor", "nowhere.dat"], ["--predictor nowhere.dat", "pip install"]),
+        (["images", "out", "--predictor", "half.dat"], ["--predictor half.dat", "pip install"]),
+        (["images", "out", "--size", "0"], ["--size", "from 1"]),
+        (["images", "out", "--size", "4097"], ["--size", "from 1 to 4096"]),
+        (["images", "out", "--faces", "both"], ["--faces", "largest"]),
+        (["images", "out", "--upsample", "9"], ["--upsample", "0 to 4"]),
+        (["images"], ["OUTPUT"]),
+    ],
+)
+def test_errors(tmp_path, save_image, flags, words):
+    for name in ("empty", "images", "taken", "odd"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "file").write_text("no folder")
+    with open(detection.find_predictor(), "rb") as file:
+        (tmp_path / "half.dat").write_bytes(file.read(1_000_000))
+    (tmp_path / "odd/align.csv").write_text("other,columns\n1,2\n")
+    for name in ("images", "taken"):
+        save_image(f"{name}/p.png", PORTRAIT)
+    one_line(run(*flags, cwd=tmp_path, status=2), *words)
+    np.testing.assert_array_equal(read(tmp_path / "images/p.png"), PORTRAIT)
+
+
+def test_nothing_aligned_is_an_error(tmp_path, save_image):
+    save_image("none.png", NOISE)
+    done = run("none.png", tmp_path / "out", cwd=tmp_path, status=2)
+    assert "0 faces aligned in 0 of 1 photos, 0 already done, 1 no face" in done.stdout
+    assert "INPUT none.png: nothing was aligned" in done.stderr.splitlines()[-1]

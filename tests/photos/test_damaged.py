@@ -1,0 +1,338 @@
+"""Photos of which a part is missing: faces are found under it, and it alone is filled."""
+
+import csv
+import re
+import shutil
+import subprocess
+import sys
+
+import cv2
+import dlib
+import numpy as np
+import pytest
+import test_align
+import test_faces
+from conftest import ROOT, one_line
+from conftest import run as run_script
+from PIL import Image
+from test_faces import PORTRAIT, apply, crops, matrix_of, read, rows_of, run
+
+from photos import alignment, detection, geometry, occlusion, record
+
+models, run_here, refused = test_faces.models, test_align.run_here, test_align.refused
+FLAGS = "--nIter 5 --candidates 20 --checkpointDir".split()
+HOLES = ["strokes", "stain", "lower", "half"]
+
+
+@pytest.fixture(scope="module")
+def landmarks(models):
+    """The 68 landmarks of the portrait."""
+    (box,) = detection.find_faces(PORTRAIT, models[0])
+    return detection.find_landmarks(PORTRAIT, box, models[1])
+
+
+def hole(kind, landmarks):
+    """A hole over the portrait's face: three strokes, a stain over an eye, the lower third, or a half."""
+    hidden = np.zeros(PORTRAIT.shape[:2], np.uint8)
+    (left, top), (right, bottom) = landmarks.min(0).astype(int), landmarks.max(0).astype(int)
+    if kind == "strokes":
+        for line in (
+            [(left, top), (right, bottom)],
+            [(left, bottom), (right, top)],
+            [(left, top), (left + 40, bottom)],
+        ):
+            cv2.line(hidden, *line, 1, 7)
+    elif kind == "stain":
+        cv2.circle(hidden, landmarks[36:42].mean(0).astype(int).tolist(), 25, 1, -1)
+    elif kind == "lower":
+        hidden[bottom - (bottom - top) // 3 : bottom, left:right] = 1
+    else:
+        hidden[top:bottom, (left + right) // 2 : right] = 1
+    return hidden > 0
+
+
+def transparent(hidden, colour=255):
+    pixels = np.where(hidden[..., None], colour, PORTRAIT)
+    return Image.fromarray(np.dstack([pixels, np.where(hidden, 0, 255)]).astype(np.uint8))
+
+
+@pytest.mark.parametrize("kind", HOLES)
+def test_landmarks_are_found_under_a_hole(models, landmarks, kind):
+    photo = transparent(hole(kind, landmarks))
+    (face,), count = alignment.align_photo(photo, *models, covariance=alignment.covariance_of_faces())
+    three = geometry.LANDMARKS["innerEyesAndBottomLip"]
+    places = apply(np.linalg.inv(np.vstack([face.matrix, [0, 0, 1]]))[:2], 64 * geometry.MINMAX_TEMPLATE[three])
+    eyes = np.linalg.norm(landmarks[36:42].mean(0) - landmarks[42:48].mean(0))
+    assert count == 1 and np.linalg.norm(places - landmarks[three], axis=1).mean() < 0.1 * eyes
+    assert {"inpainted", "grey", "mirrored"} >= set(face.seen.split("+")) > set()
+    other = transparent(hole(kind, landmarks), np.random.default_rng(0).integers(0, 256, PORTRAIT.shape))
+    (same,), _ = alignment.align_photo(other, *models, covariance=alignment.covariance_of_faces())
+    np.testing.assert_array_equal(same.matrix, face.matrix)
+    np.testing.assert_array_equal(same.crop, face.crop)
+
+
+def test_without_a_covariance_the_fillings_decide(models, landmarks):
+    (face,), _ = alignment.align_photo(transparent(hole("strokes", landmarks)), *models)
+    (whole,), _ = alignment.align_photo(Image.fromarray(PORTRAIT), *models)
+    np.testing.assert_allclose(face.matrix, whole.matrix, atol=0.1, rtol=0.1)
+
+
+def test_fillings_keep_what_is_known(landmarks):
+    hidden = hole("half", landmarks)
+    other = np.where(hidden[..., None], 7, PORTRAIT).astype(np.uint8)
+    for (how, filled), (_, same) in zip(
+        occlusion.fillings(PORTRAIT, hidden), occlusion.fillings(other, hidden), strict=True
+    ):
+        np.testing.assert_array_equal(filled, same)
+        np.testing.assert_array_equal(filled[~hidden], PORTRAIT[~hidden])
+        if how == "grey":
+            assert (filled[hidden] == 128).all()
+    # the last one mirrors about the column to the right of the hole, the one before about the column to its left
+    left, right = [filled for how, filled in occlusion.fillings(PORTRAIT, hidden) if how == "mirrored"]
+    y, first = np.argwhere(hidden)[0]
+    np.testing.assert_array_equal(left[y, first + 3], PORTRAIT[y, first - 5])
+    last = np.flatnonzero(hidden[y])[-1]
+    np.testing.assert_array_equal(right[y, last - 3], PORTRAIT[y, last + 5])
+
+
+def test_the_face_with_the_hole_is_taken(models, landmarks):
+    pair = np.zeros((480, 720, 3), np.uint8)
+    pair[:240, :240] = PORTRAIT
+    pair[:, 240:] = cv2.resize(PORTRAIT, (480, 480))
+    alpha = np.full(pair.shape[:2], 255, np.uint8)
+    alpha[:240, :240][hole("stain", landmarks)] = 0
+    (face,), count = alignment.align_photo(Image.fromarray(np.dstack([pair, alpha])), *models)
+    assert count == 2 and face.box.right() < 240 and (face.crop[..., 3] == 0).mean() > 0.05
+
+
+@pytest.fixture
+def damaged(tmp_path, landmarks, monkeypatch):
+    """in/a.png and its mask masks/a.png, in the working directory; returns what is hidden."""
+    hidden = hole("strokes", landmarks)
+    for name in ("in", "masks"):
+        (tmp_path / name).mkdir()
+    Image.fromarray(PORTRAIT).save(tmp_path / "in/a.png")
+    Image.fromarray(hidden).save(tmp_path / "masks/a.png")
+    monkeypatch.chdir(tmp_path)
+    return hidden
+
+
+def test_masks_are_transparency(tmp_path, damaged, run_here):
+    run_here("in", "out", "--mask", "masks/a.png")
+    run_here("in", "by-name", "--maskDir", "masks")
+    transparent(damaged, 90).save(tmp_path / "in/a.png")
+    run_here("in", "alpha")
+    expected = read(tmp_path / "alpha/a.png")
+    assert 0.05 < (expected[..., 3] == 0).mean() < 0.6
+    np.testing.assert_array_equal(read(tmp_path / "out/a.png"), expected)
+    np.testing.assert_array_equal(read(tmp_path / "by-name/a.png"), expected)
+    (row,), (other,) = rows_of(tmp_path / "out"), rows_of(tmp_path / "alpha")
+    assert row["mask"] == str(tmp_path / "masks/a.png") and other["mask"] == ""
+    assert row["seen"] == other["seen"] != ""
+
+
+def test_bad_masks_are_told_and_the_others_go_on(tmp_path, damaged, run_here, refused):
+    for name in ("b", "c", "d"):
+        shutil.copy("in/a.png", f"in/{name}.png")
+    Image.fromarray(damaged[:-1]).save(tmp_path / "masks/b.png")
+    (tmp_path / "masks/c.png").write_text("no picture")
+    assert "1 faces aligned in 1 of 4 photos" in run_here("in", "out", "--maskDir", "masks")
+    assert (
+        "in/b.png: unreadable: " in run_here.err
+        and "masks/b.png: a mask of 240x239 pixels, for a photo of 240x240" in (run_here.err)
+    )
+    assert "masks/c.png: not a readable image" in run_here.err
+    assert "in/d.png: unreadable: --maskDir masks: holds no mask, or several, named d" in run_here.err
+    assert crops(tmp_path / "out") == ["a.png"]
+    for flags, words in (
+        (["--mask", "masks/a.png"], "--mask: is for one photo, and INPUT holds 4; --maskDir"),
+        (["--points", "1,1", "9,1", "5,9"], "--points: is for one photo, and INPUT holds 4"),
+        (["--maskDir", "nowhere"], "--maskDir nowhere: no such directory"),
+    ):
+        assert words in refused("in", "new", *flags)
+    assert "masks/c.png: not a readable image" in refused("in/a.png", "new", "--mask", "masks/c.png")
+    assert not (tmp_path / "new").exists()
+
+
+def test_masks_in_subfolders(tmp_path, damaged, run_here, refused):
+    for name in ("x", "y"):
+        (tmp_path / "in" / name).mkdir()
+        shutil.copy("in/a.png", f"in/{name}/a.png")
+    line = refused("in", "out", "--maskDir", "masks")
+    assert "masks/a.png: would be the mask of" in line and "same subfolders" in line
+    (tmp_path / "masks/x").mkdir()
+    (tmp_path / "masks/y").mkdir()
+    Image.fromarray(damaged).save(tmp_path / "masks/x/a.png")
+    Image.fromarray(damaged.T).save(tmp_path / "masks/y/a.png")
+    assert "3 faces aligned in 3 of 3 photos" in run_here("in", "out", "--maskDir", "masks")
+    assert [row["mask"] for row in rows_of(tmp_path / "out")] == [
+        str(tmp_path / f"masks/{n}a.png") for n in ("", "x/", "y/")
+    ]
+
+
+def test_a_mask_without_white_is_told(tmp_path, damaged, trained):
+    Image.new("RGB", (240, 240), "red").save(tmp_path / "red.png")
+    flags = ["in/a.png", "--photo", "--mask", "red.png", *FLAGS, trained / "checkpoints/mine"]
+    done = run_script("complete.py", *flags, cwd=tmp_path, status=2)
+    assert "red.png: hides nothing; make white what is missing" in done.stderr
+    # the same command may be tried again
+    Image.fromarray(damaged).save(tmp_path / "red.png")
+    run_script("complete.py", *flags, cwd=tmp_path)
+
+
+def test_a_hole_that_has_grown_is_told(tmp_path, damaged, run_here, trained):
+    run_here("in", "out", "--mask", "masks/a.png", "--size", 16)
+    grown = damaged.copy()
+    grown[60:160, 70:170] = True
+    Image.fromarray(grown).save(tmp_path / "masks/a.png")
+    done = run_script("complete.py", "out", *FLAGS, trained / "checkpoints/mine", cwd=tmp_path)
+    assert "in/a.png: has changed since its faces were cut out; run align.py again" in done.stderr
+    assert not list((tmp_path / "completions/photos").iterdir())
+
+
+def test_what_is_transparent_is_not_taken_for_a_change(tmp_path, damaged, run_here, trained):
+    transparent(damaged, 3).save(tmp_path / "in/a.png")
+    flags = ["in", "--photo", "--maskType", "top", *FLAGS, trained / "checkpoints/mine"]
+    assert "photos: 1 mended" in run_script("complete.py", *flags, cwd=tmp_path).stdout
+
+
+def test_a_doubtful_face_does_not_hide_a_small_one(models, landmarks):
+    class Detector:
+        """Doubts one place at the photo's own size, and is sure of another in the doubled one."""
+
+        def run(self, photo, times, threshold):
+            box = dlib.rectangle(100, 100, 140, 140) if times else dlib.rectangle(0, 0, 80, 80)
+            return [box], [1.0 if times else -0.5], [0]
+
+    hidden = np.zeros((240, 240), bool)
+    hidden[120, 110:130] = True
+    found = occlusion.find_faces_under(PORTRAIT, hidden, Detector())
+    assert len(found) == 1 and found[0][0].box.left() == 100
+
+
+def test_another_mask_is_not_silently_ignored(tmp_path, damaged, run_here, refused):
+    run_here("in", "out")
+    line = refused("in", "out", "--mask", "masks/a.png")
+    assert "OUTPUT out: holds the crop of" in line and "no mask; choose another OUTPUT, or --overwrite" in line
+    run_here("in", "out", "--mask", "masks/a.png", "--overwrite")
+    assert read(tmp_path / "out/a.png").shape == (64, 64, 4)
+    assert "1 already done" in run_here("in", "out", "--mask", "masks/a.png")
+
+
+def test_a_record_without_masks_goes_on(tmp_path, damaged, run_here):
+    run_here("in", "out")
+    rows = rows_of(tmp_path / "out")
+    with open(tmp_path / "out/align.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, [n for n in record.COLUMNS if n not in record.HOLE], extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    shutil.copy("in/a.png", "in/b.png")
+    assert "1 faces aligned in 1 of 2 photos, 1 already done" in run_here("in", "out")
+    assert [row["output"] for row in rows_of(tmp_path / "out")] == ["a.png", "b.png"]
+    assert rows_of(tmp_path / "out")[0] == rows[0]
+
+
+def test_landmarks_by_hand(tmp_path, damaged, run_here):
+    grey = np.full((300, 200, 3), 128, np.uint8)  # no face to be found
+    Image.fromarray(grey).save(tmp_path / "in/a.png")
+    run_here("--points", "60,80.5", "120,90", "80,200", "in", "out", "--size", "32")
+    (row,) = rows_of(tmp_path / "out")
+    places = apply(matrix_of(row), [[60, 80.5], [120, 90], [80, 200]])
+    expected = 32 * geometry.MINMAX_TEMPLATE[geometry.LANDMARKS["innerEyesAndBottomLip"]]
+    np.testing.assert_allclose(places, expected, atol=1e-3)
+    assert row["seen"] == "points"
+    box = [int(row[name]) for name in record.BOX]
+    corners = apply(np.linalg.inv(np.vstack([matrix_of(row), [0, 0, 1]]))[:2], [[0, 0], [31, 0], [0, 31], [31, 31]])
+    np.testing.assert_allclose(box, [*corners.min(0), *corners.max(0)], atol=1)
+
+
+@pytest.mark.parametrize(
+    "points, words",
+    [
+        ("120,90 60,80 80,200", "give the point on the left of the picture first, then the right one"),
+        ("60,80 120,90 180,100", "give the point on the left of the picture first"),
+        ("60,80 120,90 80,300", "lie outside of the photo's 240x240 pixels"),
+        ("60,80 120 80,200", "'120' is not X,Y"),
+        ("60,80 120,x 80,200", "'x' is not a number"),
+        ("60,80 120,90", "expected 3 arguments"),
+    ],
+)
+def test_bad_points_are_one_line(damaged, points, words):
+    done = run("in", "out", "--points", *points.split(), status=2)
+    assert words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_one_command_mends_a_photo_with_the_same_bits_as_two(tmp_path, damaged, trained):
+    model = trained / "checkpoints/mine"
+    done = run_script("complete.py", "in/a.png", "--photo", "--mask", "masks/a.png", *FLAGS, model, cwd=tmp_path)
+    assert "completions/photos: 1 mended" in done.stdout
+    result = read(tmp_path / "completions/photos/a.png")
+    changed = (result != PORTRAIT).any(-1)
+    assert not changed[~damaged].any() and changed[damaged].mean() > 0.9
+    run("in", "aligned", "--mask", "masks/a.png", "--size", 16)
+    run_script("complete.py", "aligned", "--outDir", "two", *FLAGS, model, cwd=tmp_path)
+    np.testing.assert_array_equal(read(tmp_path / "two/photos/a.png"), result)
+    # what lies under the hole has no say, wherever it is said to be one
+    transparent(damaged, 3).save(tmp_path / "in/a.png")
+    run_script("complete.py", "in", "--photo", "--outDir", "three", *FLAGS, model, cwd=tmp_path)
+    np.testing.assert_array_equal(read(tmp_path / "three/photos/a.png"), result)
+
+
+def test_photos_that_cannot_be_mended_are_told(tmp_path, damaged, trained):
+    model = trained / "checkpoints/mine"
+    beside = np.zeros(damaged.shape, bool)
+    beside[-20:, -20:] = True
+    for name, hidden in {"b": beside, "c": damaged, "d": damaged, "e": np.ones((1, 1), bool)}.items():
+        Image.fromarray(hidden).save(tmp_path / f"masks/{name}.png")
+    Image.fromarray(PORTRAIT).save(tmp_path / "in/b.png")
+    Image.fromarray(np.full(PORTRAIT.shape, 9, np.uint8)).save(tmp_path / "in/c.png")
+    (tmp_path / "in/d.png").write_text("no picture")
+    Image.new("L", (1, 1)).save(tmp_path / "in/e.png")
+    done = run_script("complete.py", "in", "--photo", "--maskDir", "masks", *FLAGS, model, cwd=tmp_path)
+    for words in ("aligned/b.png: leaves no hole", "in/c.png: no face", "in/d.png: unreadable", "in/e.png: no face"):
+        assert words in done.stderr
+    assert [path.name for path in (tmp_path / "completions/photos").iterdir()] == ["a.png"]
+    done = run_script("complete.py", "in/c.png", "--photo", *FLAGS, model, "--outDir", "none", cwd=tmp_path, status=2)
+    assert "in/c.png: nothing was aligned (1 no face)" in done.stderr.splitlines()[-1]
+    assert not list((tmp_path / "none").iterdir())  # so that the same command can be tried with --points
+    one_line(run_script("complete.py", "in", "--faces", "all", cwd=tmp_path, status=2), "--faces: is for --photo")
+
+
+def test_all_faces_of_a_photo_are_filled(tmp_path, damaged, landmarks, trained):
+    pair = np.hstack([PORTRAIT, PORTRAIT])
+    Image.fromarray(pair).save(tmp_path / "in/a.png")
+    hidden = np.hstack([damaged, hole("lower", landmarks)])
+    Image.fromarray(hidden).save(tmp_path / "masks/a.png")
+    flags = ["in", "--photo", "--mask", "masks/a.png", *FLAGS, trained / "checkpoints/mine"]
+    all_faces = run_script("complete.py", *flags, "--faces", "all", cwd=tmp_path)
+    assert "photos: 1 mended; " in all_faces.stdout and "2 completed" in all_faces.stdout
+    result = read(tmp_path / "completions/photos/a.png")
+    assert not (result != pair).any(-1)[~hidden].any()
+    done = run_script("complete.py", *flags, "--outDir", "one", cwd=tmp_path)
+    assert "took one with a hole, or the largest, of 2 faces; --faces all takes them all" in done.stderr
+    one, both = (float(re.search(r"mended; (\d+)%", text)[1]) for text in (done.stdout, all_faces.stdout))
+    assert both < 25 < one  # percent of the holes that lie in no face taken
+
+
+LARGE = """
+import resource, numpy as np, blend
+from photos import alignment
+from photos import detection
+from photos import geometry
+from photos import occlusion
+from photos import record
+photo = np.full((3000, 4000, 3), 90, np.uint8)
+hidden = np.zeros(photo.shape[:2], bool)
+hidden[1200:1800, 1700:2300] = True
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+crop = np.full((64, 64, 3), 120, np.uint8)
+matrix = np.array([[0.08, 0, -128.0], [0, 0.08, -88.0]])
+filled, outside = blend.into_photo(photo, hidden, [crop], [matrix])
+print(outside, abs(filled.astype(int) - 90).max(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_a_large_photo_takes_little_memory():
+    done = subprocess.run([sys.executable, "-c", LARGE], cwd=ROOT, capture_output=True, text=True)
+    outside, error, kilobytes = map(int, done.stdout.split())
+    assert outside == 0 and error <= 1 and kilobytes < 1.2e6

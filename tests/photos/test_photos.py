@@ -1,0 +1,284 @@
+"""Whole photos: the completed crops back where they came from."""
+
+import csv
+
+import cv2
+import numpy as np
+import pytest
+from conftest import run
+from PIL import Image, ImageCms
+
+from completion import compositing, masks
+from photos import geometry, record, restoring
+
+RNG = np.random.default_rng(0)
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def smooth(shape, sigma=12, rng=RNG):
+    """A random photo without fine detail, uint8."""
+    noise = cv2.GaussianBlur(rng.normal(size=shape), (0, 0), sigma).reshape(shape)
+    return np.clip(128 + 50 * noise / noise.std(), 0, 255).astype(np.uint8)
+
+
+def test_harmonic_at_several_resolutions_agrees_with_the_exact_solution():
+    unknown = np.zeros((300, 280), bool)
+    unknown[20:270, 30:240] = True
+    unknown[100:140, 100:130] = False  # an island
+    values = np.where(unknown[..., None], 0, smooth((300, 280, 3))).astype(float)
+    exact = compositing.harmonic(values, unknown, ~unknown, exact=10**6)
+    coarse = compositing.harmonic(values, unknown, ~unknown, exact=10000)
+    assert np.abs(exact - coarse).max() < 2
+    inner = unknown[1:-1, 1:-1]
+    mean = (exact[:-2, 1:-1] + exact[2:, 1:-1] + exact[1:-1, :-2] + exact[1:-1, 2:]) / 4
+    np.testing.assert_allclose(exact[1:-1, 1:-1][inner], mean[inner], atol=1e-4)
+
+
+def test_harmonic_ignores_what_is_neither_known_nor_unknown():
+    unknown, known = np.zeros((2, 6, 8), bool)
+    unknown[:, 2:5], known[:, 0:2] = True, True
+    values = np.where(known[..., None], 7.0, np.nan)
+    np.testing.assert_allclose(compositing.harmonic(values, unknown, known)[unknown], 7, atol=1e-6)
+
+
+KNOWN = masks.make("center", 64)
+MATRIX = np.array([[0.4, 0.06, -12.0], [-0.05, 0.42, -9.0]])
+
+
+def cut(photo, matrix, size=64):
+    return cv2.warpAffine(photo, matrix, (size, size)).reshape(size, size, -1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_true_crop_makes_the_photo_whole(channels):
+    photo = smooth((200, 220, channels))
+    hidden = np.zeros((200, 220), bool)
+    hidden[60:120, 70:130] = True
+    damaged = np.where(hidden[..., None], 255, photo).astype(np.uint8)
+    filled, outside = restoring.into_photo(damaged, hidden, [cut(photo, MATRIX)], [MATRIX])
+    assert outside == 0 and filled.shape == photo.shape
+    np.testing.assert_array_equal(filled[~hidden], photo[~hidden])
+    assert np.abs(filled.astype(int) - photo)[hidden].mean() < 1.5
+    other = np.where(hidden[..., None], RNG.integers(0, 256, photo.shape), photo).astype(np.uint8)
+    np.testing.assert_array_equal(restoring.into_photo(other, hidden, [cut(photo, MATRIX)], [MATRIX])[0], filled)
+
+
+def test_light_of_another_strength_is_joined_without_a_seam():
+    photo = smooth((200, 220, 3))
+    hidden = np.zeros((200, 220), bool)
+    hidden[60:120, 70:130] = True
+    darker = np.clip(cut(photo, MATRIX).astype(int) - 25, 0, 255).astype(np.uint8)
+    filled, _ = restoring.into_photo(photo, hidden, [darker], [MATRIX])
+    assert np.abs(filled.astype(int) - photo)[hidden].mean() < 2.5
+
+
+def test_what_lies_in_no_face_is_inpainted_and_counted():
+    photo = np.full((200, 220, 3), 90, np.uint8)
+    hidden = np.zeros((200, 220), bool)
+    hidden[60:120, 70:130] = True
+    hidden[150:190, 195:215] = True  # MATRIX leads it beyond the crop
+    filled, outside = restoring.into_photo(photo, hidden, [np.full((64, 64, 3), 10, np.uint8)], [MATRIX])
+    assert outside == 40 * 20
+    np.testing.assert_allclose(filled, photo, atol=8)  # OpenCV's inpainting rounds
+    filled, outside = restoring.into_photo(photo, hidden, [], [])
+    assert outside == hidden.sum() and np.abs(filled.astype(int) - photo).max() <= 8
+
+
+def test_there_and_back_within_a_tenth_of_a_pixel():
+    y, x = np.indices((200, 220))
+    for place in RNG.uniform([70, 75], [130, 130], (20, 2)):  # well inside of the crop
+        blob = np.exp(-((np.stack([x, y], -1) - place) ** 2).sum(-1) / 2 / 6**2)
+        crop = cut((255 * blob).astype(np.float32)[..., None], MATRIX)
+        back = np.clip(restoring.enlarged(crop, MATRIX, (200, 220))[..., 0], 0, None)
+        found = [(back * axis).sum() / back.sum() for axis in (x, y)]
+        np.testing.assert_allclose(found, place, atol=0.1)
+
+
+def test_a_hole_across_the_crops_border_has_no_seam_there():
+    photo = smooth((200, 220, 3), 25)
+    hidden = np.zeros((200, 220), bool)
+    hidden[90:120, 120:215] = True  # the crop ends at about x = 175
+    filled, outside = restoring.into_photo(photo, hidden, [cut(photo, MATRIX)], [MATRIX])
+    assert 0 < outside < hidden.sum()
+    np.testing.assert_array_equal(filled[~hidden], photo[~hidden])
+    steps = np.abs(np.diff(filled.astype(int), axis=1))
+    inside = hidden[:, 1:] | hidden[:, :-1]
+    assert (
+        np.quantile(steps[inside], 0.99) <= 6
+        and steps[inside].mean() < 2 * np.abs(np.diff(photo.astype(int), axis=1)).mean()
+    )
+
+
+def test_a_face_at_the_photos_border_gets_no_black_edge():
+    photo = np.full((200, 220, 3), 150, np.uint8)
+    shift = MATRIX + [[0, 0, 20], [0, 0, 20]]  # a third of the crop lies outside
+    crop = np.dstack([cut(photo, shift), np.uint8(255) * (cut(photo, shift)[..., :1] == 150)])
+    completed = np.where(crop[..., 3:] == 255, crop[..., :3], 150).astype(np.uint8)
+    hidden = np.zeros((200, 220), bool)
+    hidden[:60, :60] = True
+    filled, outside = restoring.into_photo(photo, hidden, [completed], [shift])
+    assert outside == 0
+    np.testing.assert_allclose(filled, photo, atol=1)
+
+
+def test_of_two_faces_the_nearer_one_fills():
+    shift = MATRIX + [[0, 0, -20], [0, 0, 0]]
+    hidden = np.ones((200, 220), bool)
+    owners = restoring.owner_of_pixels(hidden, [MATRIX, shift], [64, 64])
+    y, x = np.indices(hidden.shape)
+    for (i, j), owner in {(100, 90): 0, (100, 160): 1}.items():
+        assert owners[i, j] == owner
+    places = [np.stack([x, y], -1) @ m[:, :2].T + m[:, 2] for m in (MATRIX, shift)]
+    reached = [(np.abs(place - 31.5) < 32).all(-1) for place in places]
+    np.testing.assert_array_equal(owners >= 0, reached[0] | reached[1])
+
+
+def test_grain_is_that_of_the_photo():
+    clean = smooth((160, 160, 3), 20).astype(float)
+    noise = RNG.normal(size=(160, 160, 3)) @ np.linalg.cholesky([[9, 4, 4], [4, 9, 4], [4, 4, 9.0]]).T
+    hidden = np.zeros((160, 160), bool)
+    hidden[50:110, 50:110] = True
+    photo = np.clip(clean + noise, 0, 255).round().astype(np.uint8)
+    drawn = restoring.grain(photo, hidden, 0)
+    np.testing.assert_allclose(np.cov(drawn.reshape(-1, 3).T), [[9, 4, 4], [4, 9, 4], [4, 4, 9]], atol=2.5)
+    np.testing.assert_array_equal(drawn, restoring.grain(photo, hidden, 0))
+    assert not restoring.grain(clean.round().astype(np.uint8), hidden, 0).any()
+
+
+def write_row(folder, source, size=64, matrix=MATRIX, output="face.png"):
+    """Write the align.csv of one crop."""
+    row = dict.fromkeys(record.COLUMNS, "") | dict(zip(record.MATRIX, matrix.ravel(), strict=True))
+    row |= dict(source=source, output=output, status="aligned", face=0, size=size)
+    row |= dict(faces="largest", landmarks="innerEyesAndBottomLip")
+    with open(folder / record.RECORD, "w", newline="") as file:
+        writer = csv.DictWriter(file, record.COLUMNS)
+        writer.writeheader()
+        writer.writerow(row)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "I;16"])
+def test_only_the_hole_of_a_photo_changes(tmp_path, mode):
+    photo = smooth((200, 220, 1 if mode in ("L", "I;16") else 3))
+    hidden = np.zeros((200, 220), bool)
+    hidden[60:120, 70:130] = True
+    image = Image.fromarray(photo.squeeze())
+    if mode == "RGBA":
+        image.putalpha(Image.fromarray(np.where(hidden, 0, 255).astype(np.uint8)))
+    elif mode == "I;16":
+        image = Image.fromarray(photo[..., 0].astype(np.uint16) * 257)
+    elif mode == "P":
+        image = image.quantize(200)
+    before = np.asarray(image.convert("RGB")) if mode not in ("L", "I;16") else photo
+    exif = Image.Exif()
+    exif[0x010E] = "a title"
+    image.save(tmp_path / "photo.png", exif=exif, icc_profile=SRGB)
+    write_row(tmp_path, tmp_path / "photo.png")
+    crop = np.full((64, 64, 3), 77, np.uint8)
+    holes, shown = masks.holes("center", [KNOWN]), cut(before, MATRIX)
+    if mode == "RGBA":
+        holes = masks.holes("alpha", [geometry.warp(np.asarray(image), MATRIX, 64)[..., 3:] == 255])
+    assert restoring.mend(tmp_path / "out", [tmp_path / "face.png"], holes, [shown], [crop]) == (1, 0)
+    with Image.open(tmp_path / "out/photo.png") as result:
+        assert result.mode == ("L" if mode in ("L", "I;16") else "RGB") and result.size == (220, 200)
+        assert result.info["icc_profile"] == SRGB and result.getexif()[0x010E] == "a title"
+        after = np.asarray(result).reshape(before.shape)
+    if mode != "RGBA":
+        y, x = np.indices(hidden.shape)
+        place = np.stack([x, y], -1) @ MATRIX[:, :2].T + MATRIX[:, 2]
+        inside = (np.abs(place - 31.5) < 16.1).all(-1)
+        surely = (np.abs(place - 31.5) < 15.9).all(-1)
+    else:
+        inside = surely = hidden
+    changed = (after != before).any(-1)
+    assert not changed[~inside].any() and changed[surely].mean() > 0.9
+
+
+def test_an_upright_photo_of_a_rotated_file(tmp_path):
+    photo = smooth((200, 220, 3))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored rotated by 90 degrees counter-clockwise
+    Image.fromarray(np.rot90(photo)).save(tmp_path / "photo.png", exif=exif)
+    write_row(tmp_path, tmp_path / "photo.png")
+    crop = [cut(photo, MATRIX)]
+    restoring.mend(tmp_path / "out", [tmp_path / "face.png"], masks.holes("center", [KNOWN]), crop, crop)
+    with Image.open(tmp_path / "out/photo.png") as result:
+        assert result.getexif().get(0x0112, 1) == 1
+        np.testing.assert_allclose(np.asarray(result), photo, atol=12)
+
+
+def test_a_crop_of_another_size_lands_in_the_same_place():
+    points = RNG.uniform(0, 200, (50, 2))
+    place = restoring.to_model(record.Origin("a", None, MATRIX, 64), 32)
+    crop = points @ MATRIX[:, :2].T + MATRIX[:, 2]
+    np.testing.assert_allclose(points @ place[:, :2].T + place[:, 2], (crop + 0.5) / 2 - 0.5)
+
+
+def test_photos_that_are_gone_are_told_and_strangers_have_none(tmp_path, capsys):
+    write_row(tmp_path, tmp_path / "gone.jpg")
+    black = [np.zeros((64, 64, 3), np.uint8)]
+    arguments = masks.holes("center", [KNOWN]), black, black
+    assert restoring.mend(tmp_path / "out", [tmp_path / "face.png"], *arguments) == (0, 0)
+    assert capsys.readouterr().err == f"skipped {tmp_path / 'gone.jpg'}: no such file\n"
+    assert restoring.mend(tmp_path / "out", [tmp_path / "other.png"], *arguments) == (0, 0)
+    write_row(tmp_path, tmp_path / "gone.jpg", matrix=np.full((2, 3), np.nan))
+    assert record.origins([tmp_path / "face.png"]) == {}
+    assert "align.csv: of" in (told := capsys.readouterr().err) and "run align.py again" in told
+    (tmp_path / record.RECORD).write_text("something else")
+    assert record.origins([tmp_path / "face.png"] * 2) == {}
+    assert capsys.readouterr().err.count("not a record of align.py's") == 1
+
+
+def test_what_a_png_file_cannot_keep_is_told(tmp_path, capsys):
+    photo, holes = smooth((200, 220, 3)), masks.holes("center", [KNOWN])
+    write_row(tmp_path, tmp_path / "photo.jpg")
+    Image.fromarray(photo).convert("CMYK").save(tmp_path / "photo.jpg", quality=95)
+    with Image.open(tmp_path / "photo.jpg") as image:
+        before = np.asarray(image.convert("RGB"))
+    crop = [cut(before, MATRIX)]
+    assert restoring.mend(tmp_path / "out", [tmp_path / "face.png"], holes, crop, crop) == (1, 0)
+    assert capsys.readouterr().err == f"{tmp_path / 'out/photo.png'}: CMYK became RGB\n"
+    Image.fromarray(photo).save(tmp_path / "photo.jpg", icc_profile=b"none", exif=b"Exif\0\0none")
+    restoring.mend(tmp_path / "out", [tmp_path / "face.png"], holes, crop, crop)
+    assert "its colour profile cannot be read and is left out" in capsys.readouterr().err
+    deep = cv2.cvtColor(photo, cv2.COLOR_RGB2BGR).astype(np.uint16) * 257
+    write_row(tmp_path, tmp_path / "deep.png")
+    cv2.imwrite(str(tmp_path / "deep.png"), deep)
+    assert restoring.mend(tmp_path / "out", [tmp_path / "face.png"], holes, crop, crop) == (1, 0)
+    assert capsys.readouterr().err == f"{tmp_path / 'out/deep.png'}: 16 bits a channel became 8\n"
+
+
+def test_a_photo_that_has_changed_is_left_alone(tmp_path, capsys):
+    photo, holes = smooth((200, 220, 3)), masks.holes("center", [KNOWN])
+    write_row(tmp_path, tmp_path / "photo.png")
+    Image.fromarray(np.rot90(photo, 2)).save(tmp_path / "photo.png")
+    crop = [cut(photo, MATRIX)]
+    assert restoring.mend(tmp_path / "out", [tmp_path / "face.png"], holes, crop, crop) == (0, 0)
+    assert "photo.png: has changed since its faces were cut out; run align.py again" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
+    # what is hidden may be anything
+    Image.fromarray(photo).save(tmp_path / "photo.png")
+    crop[0][16:48, 16:48] = 255 - crop[0][16:48, 16:48]
+    assert restoring.mend(tmp_path / "out", [tmp_path / "face.png"], holes, crop, crop) == (1, 0)
+
+
+def test_complete_mends_the_photos_of_its_images(trained, tmp_path):
+    photo = smooth((200, 220, 3))
+    (tmp_path / "aligned").mkdir()
+    Image.fromarray(photo).save(tmp_path / "photo.jpg", quality=95)
+    with Image.open(tmp_path / "photo.jpg") as image:
+        before = np.asarray(image)
+    matrix = np.array([[0.1, 0, -2.0], [0, 0.1, -3.0]])
+    Image.fromarray(cut(before, matrix, 16)).save(tmp_path / "aligned/face.png")
+    write_row(tmp_path / "aligned", tmp_path / "photo.jpg", 16, matrix)
+    flags = "aligned --nIter 5 --candidates 20 --samples 2 --checkpointDir".split()
+    done = run("complete.py", *flags, trained / "checkpoints/mine", cwd=tmp_path)
+    assert "completions/photos_1: 1 mended; 0% of the holes" in done.stdout
+    hidden = np.zeros((200, 220), bool)
+    hidden[65:145, 55:135] = True  # where the crop's pixels 4 to 12 lie
+    results = [np.asarray(Image.open(tmp_path / f"completions/photos_{i}/photo.png")) for i in range(2)]
+    for after in results:
+        changed = (after != before).any(-1)
+        assert not changed[~hidden].any() and changed[hidden].mean() > 0.9
+    assert (results[0] != results[1]).any()
+    run("complete.py", *flags, trained / "checkpoints/mine", "--maskType", "full", "--outDir", "full", cwd=tmp_path)
+    assert not list((tmp_path / "full").glob("photos*"))

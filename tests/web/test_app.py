@@ -1,0 +1,395 @@
+"""The server of the page, asked without a browser: whom it answers, what it takes, and who waits for whom."""
+
+import asyncio
+import http.client
+import io
+import itertools
+import json
+import random
+import socket
+import time
+import urllib.parse
+
+import numpy as np
+import pytest
+import skimage.data
+from browser import PATIENCE, serving
+from PIL import Image
+
+from web import app, queue, requests
+
+PORTRAIT = skimage.data.astronaut()[:300, 80:380]
+WISH = dict(strokes=[dict(points=[[100, 140], [150, 120], [180, 160]], size=12)])
+
+
+def png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def url(small_model):
+    with serving("--checkpointDir", small_model) as url:
+        yield url
+
+
+class Browser:
+    """As much of one as is needed: a page that holds its stream of events open, and asks."""
+
+    def __init__(self, url, headers=None):
+        self.host, self.headers, self.said = urllib.parse.urlsplit(url).netloc, headers or {}, []
+        self.page = self.listen("/events")["page"]
+
+    def listen(self, path):
+        """Open a stream; return its first event."""
+        self.connection = http.client.HTTPConnection(self.host, timeout=60)
+        self.connection.request("GET", path, headers=self.headers)
+        self.stream = self.connection.getresponse()
+        count = len(self.said)
+        self.hear("page")
+        assert "page" in self.said[count]
+        return self.said[count]
+
+    def listen_again(self):
+        """Open another stream of the same page; return its first event."""
+        return self.listen(f"/events?page={self.page}")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stream.close()
+        self.connection.close()
+
+    def hear(self, *names):
+        """Read events until one holds one of the names; return that."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            line = self.stream.readline()
+            assert line, "the stream has ended"
+            assert time.monotonic() < end, f"none of {names} in {PATIENCE} s"
+            if line.startswith(b"data: "):
+                self.said.append(json.loads(line[6:]))
+                if set(names) & set(self.said[-1]):
+                    return self.said[-1]
+
+    def ask(self, method, name, body=None, status=200):
+        answer = ask(self.host, method, f"/pages/{self.page}/{name}", body, self.headers)
+        assert answer.status == status, answer.data
+        return answer.data if "json" not in answer.headers["Content-Type"] else json.loads(answer.data)
+
+    def ready(self):
+        if not self.said[0]["ready"]:
+            self.hear("ready")
+        return self
+
+    def fill(self, **wish):
+        """Fill, and hear what comes; return its number."""
+        number = self.ask("POST", "fills", json.dumps(WISH | wish), status=202)["fill"]
+        self.hear("done")
+        return number
+
+
+def ask(host, method, path, body=None, headers=()):
+    connection = http.client.HTTPConnection(host, timeout=60)
+    connection.request(method, path, body, dict(headers))
+    answer = connection.getresponse()
+    answer.data = answer.read()
+    connection.close()
+    return answer
+
+
+def test_a_photo_is_opened_filled_and_saved(url):
+    with Browser(url) as browser:
+        browser.ready()
+        seen = browser.ask("PUT", "photo", png(PORTRAIT))
+        assert (seen["width"], seen["height"], len(seen["faces"]), seen["transparent"]) == (300, 300, 1, False)
+        shown = np.asarray(Image.open(io.BytesIO(browser.ask("GET", "photo"))), float)
+        assert np.abs(shown - PORTRAIT).mean() < 3
+        number = browser.fill()
+        names = ("frame", "iteration", "answer", "faces", "done", "page", "ready")
+        kinds = [next(name for name in names if name in event) for event in browser.said]
+        assert kinds.count("answer") == 4 and kinds.count("iteration") == 4 * 21
+        assert kinds.index("frame") < kinds.index("faces") < kinds.index("iteration") < kinds.index("answer")
+        losses = [event["total"] for event in browser.said if event.get("number") == 0]
+        assert losses[-1] < losses[0]
+
+        query = f"fill={number}&answer=1&detail=0.75"
+        saved = np.asarray(Image.open(io.BytesIO(browser.ask("GET", f"mended?{query}"))))
+        patch = Image.open(io.BytesIO(browser.ask("GET", f"patch?{query}")))
+        left, top = next(event["place"] for event in browser.said if "answer" in event)
+        laid = Image.fromarray(PORTRAIT)
+        laid.paste(patch, (left, top), patch)
+        np.testing.assert_array_equal(laid, saved)
+        assert (saved != PORTRAIT).any(-1).sum() > 1000
+
+        again = browser.fill(base=dict(fill=number, answer=1, detail=0.75), near=dict(fill=number, answer=0, detail=1))
+        twice = np.asarray(Image.open(io.BytesIO(browser.ask("GET", f"mended?fill={again}&answer=0&detail=1"))))
+        same = (twice == saved).all(-1)
+        assert same[(saved == PORTRAIT).all(-1)].mean() > 0.99 and (~same).sum() > 1000
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(browser.ask("GET", "mended")))), PORTRAIT)
+
+
+@pytest.mark.parametrize(
+    "headers, status",
+    [
+        ({}, 200),
+        ({"Host": "evil.example"}, 421),
+        ({"Host": "127.0.0.1"}, 421),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "navigate"}, 200),  # a link that was clicked
+    ],
+)
+def test_strangers_are_refused(url, headers, status):
+    host = urllib.parse.urlsplit(url).netloc
+    answer = ask(host, "GET", "/", headers=headers)
+    assert answer.status == status
+    assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+    assert "Access-Control-Allow-Origin" not in answer.headers
+    if status == 200:
+        with Browser(url) as browser:
+            stop = f"/pages/{browser.page}/photo"
+            assert ask(host, "PUT", stop, png(PORTRAIT), {"Origin": f"http://{host}"}).status == 200
+            assert ask(host, "PUT", stop, png(PORTRAIT), {"Origin": "http://localhost:1"}).status == 403
+            link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+            assert ask(host, "GET", f"/pages/{browser.page}/mended", headers=link).status == 403
+
+
+def test_other_machines_need_the_token():
+    with serving("--host", "127.0.0.2") as url:
+        host, query = urllib.parse.urlsplit(url).netloc, urllib.parse.urlsplit(url).query
+        token = query.removeprefix("token=")
+        assert len(token) >= 32
+        for path in (
+            "/",
+            "/paint.js",
+            "/events",
+            f"/?token={token[:-1]}",
+            "/?token=",
+            f"/paint.js?{query}",
+            "/?token=%ff",
+        ):
+            assert ask(host, "GET", path).status == 403
+        first = ask(host, "GET", f"/?{query}")
+        assert (first.status, first.headers["Location"]) == (303, "/")
+        cookie = first.headers["Set-Cookie"]
+        assert "HttpOnly" in cookie and "SameSite=lax" in cookie
+        headers = {"Cookie": cookie.partition(";")[0]}
+        assert ask(host, "GET", "/", headers=headers).status == 200
+        assert ask(host, "GET", "/", headers={"Cookie": headers["Cookie"][:-1]}).status == 403
+        with Browser(url, headers) as browser:
+            browser.ask("PUT", "photo", png(PORTRAIT))
+
+
+@pytest.mark.parametrize("data", [b"", b"a text", png(PORTRAIT)[:2000], png(np.zeros((9000, 9000), bool))], ids=len)
+def test_what_is_no_photo_is_told_in_a_line(url, data):
+    with Browser(url) as browser:
+        assert "cannot be opened" in browser.ask("PUT", "photo", data, status=422)["error"]
+        browser.ask("GET", "photo", status=410)
+
+
+def test_uploads_are_bounded_before_they_are_read(url):
+    host = urllib.parse.urlsplit(url).netloc
+    with Browser(url) as browser:
+        connection = http.client.HTTPConnection(host, timeout=60)
+        connection.putrequest("PUT", f"/pages/{browser.page}/photo")
+        connection.putheader("Content-Length", str(200 * 2**20))
+        connection.endheaders()
+        answer = connection.getresponse()
+        assert answer.status == 413 and "64 MB" in json.loads(answer.read())["error"]
+
+        connection = http.client.HTTPConnection(host, timeout=60)
+        chunks = itertools.repeat(bytes(2**20), 80)  # it does not say how many will come
+        connection.request("PUT", f"/pages/{browser.page}/photo", chunks, encode_chunked=True)
+        assert connection.getresponse().status == 413
+
+
+@pytest.mark.parametrize(
+    "wish, status",
+    [
+        ("", 400), ("[]", 400), ("{}", 400), ("[" * 10**5, 400),
+        ('{"strokes": [{"points": [[NaN, 1]], "size": 5}]}', 400),
+        ('{"strokes": []}', 422), (json.dumps(dict(strokes=[dict(points=[[1, 2, 3]], size=5)])), 400),
+        (json.dumps(dict(strokes=[dict(points=[[1, 2]], size=-5)])), 400),
+        (json.dumps(dict(strokes=[dict(points=[["1", 2]], size=5)])), 400),
+        (json.dumps(dict(strokes=[dict(points=[[1, 1e300]], size=5)])), 400),
+        (json.dumps(dict(strokes=[dict(points=[[9, 9]] * 10, size=32767)])), 422),
+        (json.dumps(dict(strokes=[dict(points=[[9, 9]], size=1e4)])), 422),
+        (json.dumps(dict(strokes=[dict(points=[[9, 9], [10, 9]], size=4e4)])), 400),
+        (json.dumps(WISH | dict(base=dict(fill=7, answer=0, detail=1))), 410),
+        (json.dumps(WISH | dict(near=dict(fill="7", answer=0, detail=1))), 400),
+        (json.dumps(WISH | dict(marked=[[[1, 1], [2, 2]]])), 400), ("x" * (requests.JSON_BYTES + 1), 413),
+    ],
+)  # fmt: skip
+def test_what_is_painted_is_checked(url, wish, status):
+    with Browser(url) as browser:
+        browser.ready().ask("PUT", "photo", png(PORTRAIT))
+        assert len(browser.ask("POST", "fills", wish, status=status)["error"].splitlines()) == 1
+
+
+def test_points_that_are_no_face_are_told(url):
+    with Browser(url) as browser:
+        browser.ready().ask("PUT", "photo", png(PORTRAIT))
+        browser.ask("POST", "fills", json.dumps(WISH | dict(marked=[[[50, 50], [40, 50], [45, 70]]])), status=202)
+        assert "three points" in browser.hear("failed")["failed"]
+        browser.hear("done")
+        browser.fill()
+
+
+def test_searches_wait_for_each_other_and_end_with_their_page(url):
+    with Browser(url) as third:
+        with Browser(url) as first, Browser(url) as second:
+            for browser in (first, second, third):
+                browser.ready().ask("PUT", "photo", png(PORTRAIT))
+            for browser in (first, second, third):
+                browser.ask("POST", "fills", json.dumps(WISH), status=202)
+            assert "search is going on" in first.ask("POST", "fills", json.dumps(WISH), status=409)["error"]
+            assert third.hear("before")["before"] == 2
+            first.hear("iteration")
+            first.ask("POST", "stop")
+            first.hear("done")
+            assert sum("answer" in event for event in first.said) == 1
+            second.hear("iteration")
+        # both pages are closed: the second's search ends without its last answer, and the third's turn comes
+        third.hear("frame")
+        second.ask("GET", "mended?fill=1&answer=3&detail=1", status=410)
+        third.hear("done")
+        assert [event["before"] for event in third.said if "before" in event] == [2, 1]
+        assert sum("answer" in event for event in third.said) == 4
+
+
+def test_a_search_that_waits_can_be_stopped(url):
+    with Browser(url) as first, Browser(url) as second:
+        for browser in (first, second):
+            browser.ready().ask("PUT", "photo", png(PORTRAIT))
+            browser.ask("POST", "fills", json.dumps(WISH), status=202)
+        second.hear("before")
+        second.ask("POST", "stop")
+        second.hear("done")
+        assert not any("frame" in event for event in second.said)
+        first.hear("iteration")  # it goes on
+        first.hear("done")
+        assert sum("answer" in event for event in first.said) == 4
+
+
+def test_a_new_stream_of_a_page_ends_the_old_one(url):
+    with Browser(url) as browser:
+        browser.ready().ask("PUT", "photo", png(PORTRAIT))
+        number = browser.ask("POST", "fills", json.dumps(WISH), status=202)["fill"]
+        old = browser.stream
+        hello = browser.listen_again()
+        assert (hello["page"], hello["photo"], hello["job"]) == (browser.page, True, number)
+        while old.readline():
+            pass
+        old.close()
+        browser.hear("done")
+
+
+def test_an_upload_that_is_broken_off(url):
+    with Browser(url) as browser:
+        for name in ("photo", "fills"):
+            with socket.create_connection(browser.host.split(":")) as line:
+                head = f"{'PUT' if name == 'photo' else 'POST'} /pages/{browser.page}/{name} HTTP/1.1"
+                line.sendall(f"{head}\r\nHost: {browser.host}\r\nContent-Length: 99\r\n\r\nabc".encode())
+                time.sleep(0.2)
+        browser.ready().ask("PUT", "photo", png(PORTRAIT))
+        browser.fill()
+
+
+def test_a_closed_page_takes_its_photo_along(url):
+    with Browser(url) as browser:
+        browser.ask("PUT", "photo", png(PORTRAIT))
+    deadline = time.monotonic() + app.AWAY + 5
+    time.sleep(1)
+    with browser:
+        hello = browser.listen_again()  # in time
+        assert (hello["page"], hello["photo"]) == (browser.page, True)
+    while ask(browser.host, "GET", f"/pages/{browser.page}/photo").status == 200:
+        assert time.monotonic() < deadline + app.AWAY
+        time.sleep(0.2)
+
+
+def test_photos_are_dropped_when_there_are_too_many_or_they_are_old(monkeypatch):
+    site = app.Site(None)
+    pages = []
+    for number in range(app.PHOTOS + 2):
+        page = queue.Page(queue.Searches(None))
+        page.take(f"photo {number}")
+        page.used = number
+        site.pages[page.id] = page
+        pages.append(page)
+    for page in site.with_photo()[: -app.PHOTOS]:
+        site.drop(page)
+    assert [page.photo for page in pages[:3]] == [None, None, "photo 2"]
+    assert pages[0].events.get_nowait() == {"gone": True}
+
+    now = app.UNUSED + 10.5
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    waits = itertools.count()
+
+    async def at_once(seconds):
+        if next(waits):
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(asyncio, "sleep", at_once)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(site.drop_unused())
+    assert [page.photo is None for page in pages] == [number < 11 for number in range(len(pages))]
+
+
+def test_only_the_latest_fills_are_kept():
+    page = queue.Page(queue.Searches(None))
+    page.take("photo")
+    searches = queue.Searches(None)
+    for _ in range(queue.FILLS + 3):
+        searches.keep(queue.Job(page), "fill")
+    assert sorted(page.fills) == list(range(4, queue.FILLS + 4))
+    job = queue.Job(page)
+    page.take("another")
+    searches.keep(job, "fill")
+    assert not page.fills
+
+
+def test_any_request_is_answered(url):
+    """200 requests at random, of which none may be too much, and the page works afterwards."""
+    rng, host = random.Random(0), urllib.parse.urlsplit(url).netloc
+    with Browser(url) as browser:
+        browser.ready().ask("PUT", "photo", png(PORTRAIT))
+        number = browser.fill()
+        names = ["photo", "transparent", "fills", "stop", "patch", "mended", "", "photo/../..", "%00", "%c3%a9"]
+        values = [f"fill={number}", "fill=-1", f"fill={10**20}", "fill=true", "answer=0", "answer=1e3", "detail=0.5"]
+        values += ["detail=NaN", "detail=[[", "token=%ff"]
+        strange = ["", "x" * 5000, "\x7f", "[]", "{", "*/*", "-1", "1e9", "gzip, br", "bytes=0-", "null", "é"]
+        fields = [
+            "Accept",
+            "Cookie",
+            "Content-Type",
+            "Range",
+            "X-Forwarded-For",
+            "Content-Encoding",
+            "Expect",
+            "Upgrade",
+        ]
+        fields += ["If-None-Match", "Referer", "Sec-Fetch-Mode", "Authorization"]
+        bodies = [b"", b"{}", b"[" * 5000, json.dumps(WISH).encode(), rng.randbytes(3000), png(PORTRAIT)[:5000]]
+        bodies += [b'{"strokes": [{"transparent": true}]}', b'{"strokes": [{"points": [[1, 2]], "size": 1e999}]}']
+        methods = ["GET", "PUT", "POST", "HEAD", "DELETE", "OPTIONS", "PATCH"]
+        for _ in range(200):
+            page = rng.choice([browser.page, browser.page, "x", "../x", "%2e%2e"])
+            others = ["/events?page=%00", "/", "/paint.js", "//", "/../guard.py"]
+            path = rng.choice([*[f"/pages/{page}/{rng.choice(names)}"] * 5, *others])
+            path += "?" + "&".join(rng.sample(values, rng.randrange(4)))
+            headers = {name: rng.choice(strange).encode("latin-1") for name in rng.sample(fields, rng.randrange(3))}
+            connection = http.client.HTTPConnection(host, timeout=60)
+            connection.request(rng.choice(methods), path, rng.choice(bodies), headers)
+            answer = connection.getresponse()
+            assert answer.status < 500, (path, headers)
+            if "event-stream" not in str(answer.headers.get("Content-Type")):
+                answer.read()
+            connection.close()
+        browser.ask("POST", "stop")
+        browser.ask("PUT", "photo", png(PORTRAIT))
+        browser.fill()

@@ -1,0 +1,202 @@
+"""Several machines that train one model: how they meet, what all of them agree on, and what is said when one is gone.
+
+    team = join(cluster.place(), timeout=300)     # before TensorFlow has computed anything
+    with team.strategy.scope(): ...               # networks made here are the same on all machines
+
+The chief alone writes. A worker that is alone is a team of one, for which all of this does nothing. TensorFlow's
+collective operations carry whatever goes from one to another.
+"""
+
+import contextlib
+import itertools
+import json
+import os
+import re
+import signal
+import sys
+import textwrap
+import time
+
+import cli
+
+import numpy as np
+import tensorflow as tf
+from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
+from tensorflow.python.eager import context
+
+import ops
+from training import cluster
+
+LINGER_SECONDS = 12  # so long stays who has lost another, lest the others take it for the one that is gone
+
+LOST = tuple(
+    getattr(tf.errors, f"{name}Error")
+    for name in ("Unavailable", "DeadlineExceeded", "Aborted", "Cancelled", "FailedPrecondition", "Internal", "Unknown")
+)
+
+
+def join(place, timeout):
+    """Meet the other workers, and return the `Team`; TensorFlow must not have computed anything yet.
+
+    Raises UserError, naming who is missing, if not all have come within `timeout` seconds. From then on SIGTERM ends
+    the process by SystemExit, until a run defers it.
+    """
+    ops.grow_memory()
+    if place.count == 1:
+        return Team(ops.strategy(), place.index, place.addresses)
+    addresses = place.addresses or slurm_addresses(place.index)
+    own = addresses[place.index]
+    cluster.check_port(own)
+    print(f"worker {place.index} of {place.count}, {own}: waits for the others", flush=True)
+    limit_meeting(place.count, timeout)
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": addresses}), task_type="worker", task_id=place.index, rpc_layer="grpc"
+    )
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if before[signal.SIGINT] != signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # as Python hears nothing while TensorFlow waits
+    try:
+        return Team(tf.distribute.MultiWorkerMirroredStrategy(resolver), place.index, addresses)
+    except (tf.errors.OpError, RuntimeError) as error:
+        missing = cluster.absent(addresses, place.index)
+        time.sleep(LINGER_SECONDS)
+        if missing:
+            why = f"--join_timeout {timeout}: {' and '.join(missing)} did not come, or went again; see there why"
+        else:
+            reason = textwrap.shorten(cli.reason(error), 150)
+            why = f"{own}: the workers could not meet ({reason}); see that the network is open"
+        raise cli.UserError(f"{why}, and start all again") from error
+    finally:
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+        if before[signal.SIGTERM] != signal.SIG_IGN:  # TensorFlow has made it do nothing
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
+def limit_meeting(count, timeout):
+    """Let TensorFlow wait so many seconds for the workers to meet, where it would wait for an hour.
+
+    It has no public way to say so; but its strategy leaves alone what has been configured before.
+    """
+    job = coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=count)
+    shared = context.context()
+    shared.configure_coordination_service(
+        service_type="standalone",
+        service_leader="/job:worker/replica:0/task:0",
+        cluster_register_timeout_in_ms=1000 * timeout,
+        coordinated_jobs=[job],
+    )
+    shared._coordination_service_config.cluster_register_with_barrier = True  # else the chief waits for an hour
+
+
+def slurm_addresses(index):
+    """The addresses of the tasks of this step of Slurm, in their order; raises UserError if they are not to be found.
+
+    Each step has 16 ports of its own from 20000 on, decided by its number and the job's: steps can share machines.
+    """
+    try:
+        job, step = (int(os.environ.get(f"SLURM_{name}_ID", 0)) for name in ("JOB", "STEP"))
+        port = 20000 + 16 * ((job + 37 * step) % 750)
+        # Slurm itself gives each task its GPUs; the resolver would ask nvidia-smi, and needs as many as there are tasks
+        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
+            port_base=port, gpus_per_node=2**16, gpus_per_task=1, auto_set_gpu=False
+        )
+        addresses = resolver.cluster_spec().as_dict()["worker"]
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise cli.UserError(f"Slurm: {cli.reason(error)}; start the workers by srun, or set TF_CONFIG") from error
+    # the resolver has node10 before node2, Slurm after it
+    addresses.sort(key=lambda text: [part.zfill(10) if part.isdigit() else part for part in re.split(r"(\d+)", text)])
+    host = os.environ.get("SLURMD_NODENAME")
+    if host and addresses[index].rpartition(":")[0] != host:
+        raise cli.UserError(
+            f"Slurm: task {index} runs on {host}, not where block distribution would have it; start with srun "
+            "--distribution=block, or unset SLURM_STEP_NUM_TASKS to train alone"
+        )
+    return addresses
+
+
+class Team:
+    """The workers that train together, as one of them sees it.
+
+    All of them must call `any`, `gather`, `compare`, `copy_from_chief` and `part` together, in the same order.
+    """
+
+    def __init__(self, strategy, index=0, addresses=("",)):
+        """`strategy` runs a step on all of them; `addresses` are theirs, of which the one of `index` is one's own."""
+        self.strategy, self.index, self.addresses = strategy, index, addresses
+        self.count, self.chief = len(addresses), index == 0
+        self.total = tf.function(lambda values: strategy.reduce("SUM", strategy.run(lambda: values), axis=None))
+
+    def share(self, batch):
+        """This worker's part of what is one batch for all: of n workers the i-th takes the i-th n-th."""
+        size = len(batch) // self.count
+        return batch[self.index * size : (self.index + 1) * size]
+
+    def any(self, *flags):
+        """Whether each of some flags is set with any worker: a list of truth values, the same with all."""
+        if self.count == 1:
+            return list(map(bool, flags))
+        return [bool(value) for value in self.total(tf.constant(flags, tf.float32)).numpy()]
+
+    def gather(self, value):
+        """What each worker gives here, something that JSON can hold: a list in their order."""
+        if self.count == 1:
+            return [value]
+
+        def collect(values):
+            return self.strategy.gather(self.strategy.run(lambda: tf.constant(values, tf.int32)), axis=0).numpy()
+
+        text = list(json.dumps(value).encode())
+        sizes = collect([len(text)])
+        texts = np.split(collect(text), np.cumsum(sizes)[:-1])
+        return [json.loads(bytes(text.tolist())) for text in texts[:: len(texts) // self.count]]
+
+    def compare(self, settings):
+        """Raise UserError, naming it, at the first value of the dict `settings()` that is not the same with all."""
+        if self.count == 1:
+            return
+        given = self.gather(settings())
+        for name, i in itertools.product(given[0], range(1, self.count)):
+            if given[i][name] != given[0][name]:
+                raise cli.UserError(
+                    f"{name}: {given[i][name]} for worker {i} ({self.addresses[i]}), {given[0][name]} for worker 0 "
+                    f"({self.addresses[0]}); start all with the same images, model and flags, --precision too"
+                )
+
+    def copy_from_chief(self, variables):
+        """Give variables the values that they have with the chief."""
+        if self.count == 1:
+            return
+
+        def chief_s_value(variable):
+            replica, value = tf.distribute.get_replica_context(), tf.convert_to_tensor(variable)
+            return replica.all_reduce("SUM", tf.where(replica.replica_id_in_sync_group == 0, value, 0))
+
+        for variable in variables:
+            results = self.strategy.run(chief_s_value, (variable,))
+            variable.assign(self.strategy.experimental_local_results(results)[0])
+
+    def part(self):
+        """Wait for all before this process ends: the chief may still be at work, but needs nobody any more."""
+        with contextlib.suppress(*([tf.errors.OpError] if self.chief else [])):
+            self.gather(None)
+
+    @contextlib.contextmanager
+    def naming_the_lost(self, remedy):
+        """Raise UserError, with `remedy()` at its end, where what is done inside fails because a worker is gone."""
+        try:
+            yield
+        except LOST as error:
+            if self.count == 1:
+                raise
+            lost = " and ".join(cluster.absent(self.addresses, self.index)) or self.named(str(error))
+            if not lost and self.chief:
+                raise
+            lost = lost or f"worker 0 ({self.addresses[0]}; {textwrap.shorten(cli.reason(error), 150)})"
+            time.sleep(LINGER_SECONDS)
+            raise cli.UserError(f"lost {lost}, or the network to it; {remedy()}") from error
+
+    def named(self, message):
+        """The other worker that TensorFlow's message is about, or None if it is of the chief or of something else."""
+        found = [int(task) for task in re.findall(r"/job:worker/(?:replica:\d+/)?task:(\d+)", message)]
+        lost = [task for task in found if task != self.index and task < self.count]
+        return f"worker {lost[-1]} ({self.addresses[lost[-1]]})" if lost else None
