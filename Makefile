@@ -1,7 +1,7 @@
 PYTHON ?= python3
 DEMO := demo/$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: demo test paint format clean
+.PHONY: demo test test-all lint paint format clean
 
 # completes two portraits in the public domain, or one's own: PHOTOS=path; then scratches them and mends the photos
 demo: .venv/photos
@@ -20,10 +20,16 @@ demo: .venv/photos
 paint: .venv/demo
 	.venv/bin/python paint.py
 
-test: .venv/dev
+test: lint
+	.venv/bin/pytest -n 2 --dist worksteal -m "not slow"
+	@echo "left out: slow tests (several workers, cold starts, the pretrained model, the notebook); make test-all runs all"
+
+test-all: lint
+	.venv/bin/pytest -n 2 --dist worksteal
+
+lint: .venv/dev
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
-	.venv/bin/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 format: .venv/dev
 	.venv/bin/ruff check --fix
