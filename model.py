@@ -3,13 +3,14 @@
     dcgan = DCGAN(image_size=64, c_dim=3, z_dim=100, gf_dim=64, df_dim=64)
     GANRun(dcgan, ImageFolder("data/mine/aligned", 64, 3), epoch=25, ...).train()
 
-    dcgan = DCGAN.load("checkpoints/mine")
-    *_, last = search.complete(dcgan, images, masks, ...)     # last.completed holds the pictures
+    completer = Completer.load("checkpoints/mine")            # a DCGAN, with the encoder and the prior beside it
+    *_, last = completer.complete(images, holes)              # last.result holds the pictures
 
 Images are float32 (N, H, W, C) in [-1, 1], masks float32 (N, H, W, 1) with 1 = known and 0 = to fill.
 """
 
 import hashlib
+from typing import NamedTuple
 
 import cli
 
@@ -19,6 +20,15 @@ import tensorflow as tf
 
 import checkpoint
 import ops
+
+
+class CompletionLoss(NamedTuple):
+    """What z costs, (N,) each, and what it draws."""
+
+    total: tf.Tensor
+    contextual: tf.Tensor
+    perceptual: tf.Tensor
+    generated: tf.Tensor  # G(z), (N, H, W, C)
 
 
 class DCGAN:
@@ -104,17 +114,25 @@ class DCGAN:
         """-log D(G(z)) of each image, (N,): the non-saturating loss (Goodfellow et al. 2014, section 3)."""
         return ops.sigmoid_cross_entropy(fake_logits, 1)
 
-    def completion_losses(self, z, images, weights, pool=1):
-        """G(z) and how well it fits: contextual and perceptual loss of each image, (N,) each (Amos 2016, step 3).
+    def generate(self, z):
+        """G(z), (N, H, W, C), and its perceptual loss, (N,).
 
-        Batch normalisation runs on its moving statistics, so an image's losses do not depend on its batch. `weights`
-        is the mask, or says how much each known pixel counts; with `pool` above 1, (N, H / pool, W / pool, 1), they
-        are those of the means of `pool` x `pool` pixels, and only those are compared.
+        Batch normalisation runs on its moving statistics, so that an image does not depend on its batch.
         """
         generated = self.inference_generator(z, training=False)
+        return generated, self.generator_loss(self.discriminator(generated, training=False))
+
+    def completion_loss(self, z, images, weights, lam=0.1, prior_mean=0.0, prior=0.0, pool=1, drawn=None):
+        """contextual + lam * perceptual loss (Amos 2016, step 3) + prior * |z - prior_mean|^2: a `CompletionLoss`.
+
+        `weights` (N, H, W, 1) is the mask, or how much each known pixel counts. With `pool` above 1 only the means of
+        `pool` x `pool` pixels are compared, and `weights`, (N, H / pool, W / pool, 1), are those of the means. `drawn`
+        is `generate(z)`, where that is known already.
+        """
+        generated, perceptual = drawn or self.generate(z)
         contextual = ops.contextual_loss(ops.mean_pool(generated, pool), ops.mean_pool(images, pool), weights)
-        perceptual = self.generator_loss(self.discriminator(generated, training=False))
-        return generated, contextual, perceptual
+        total = contextual + lam * perceptual + prior * tf.reduce_sum((z - prior_mean) ** 2, 1)
+        return CompletionLoss(total, contextual, perceptual, generated)
 
     # training
 

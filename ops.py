@@ -1,6 +1,7 @@
 """Layers with the reference's initial weights, and the tensor maths of the method. Knows nothing of DCGAN."""
 
 import contextlib
+import math
 from pathlib import Path
 
 import cli
@@ -171,6 +172,12 @@ def replica_share(batch):
 def batch_mean(losses):
     """Per-image losses (N,) of a replica -> its part of the batch's mean, which is the sum of all replicas' parts."""
     return tf.nn.compute_average_loss(losses)
+
+
+def half_cosine(progress):
+    """1 to 0 along half a cosine as `progress`, a number or a tensor, goes from 0 to 1 (Loshchilov and Hutter 2017)."""
+    cos = tf.cos if tf.is_tensor(progress) else math.cos
+    return 0.5 * (1 + cos(math.pi * progress))
 
 
 def rng(seed, stream, *numbers):

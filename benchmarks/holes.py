@@ -151,7 +151,7 @@ def main():
     chosen = np.random.default_rng(0).choice(len(paths), min(args.count, len(paths)), replace=False)
     paths = [paths[i] for i in sorted(chosen)]
     truths = np.stack([utils.read_image(path, size, channels) for path in paths])
-    pca = prior.fit(ImageFolder(args.dataset, size, channels, cache_mb=2**20).blocks, axes=COMPONENTS)
+    pca = prior.fit(ImageFolder(args.dataset, size, channels, cache_mb=2**20).blocks, components=COMPONENTS)
 
     rows, describe = {}, describer()
     persons = describe(truths)

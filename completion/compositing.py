@@ -1,7 +1,6 @@
 """What joins a generated image and the known pixels without a seam: kriging, and Poisson blending."""
 
 import numpy as np
-import scipy.linalg
 import scipy.ndimage
 import scipy.sparse
 import scipy.sparse.linalg
@@ -9,23 +8,20 @@ import scipy.sparse.linalg
 import utils
 from completion import prior
 
-# what the axes leave: errors of pixels that far apart correlate by 1/e, and so much of their variance is of one alone
+# of what the principal components leave: errors of pixels that far apart correlate by 1/e, and a share of the variance
+# that is each pixel's own
 RANGE, NUGGET = 2.5, 0.1
-
-
 EXACT = 2**16  # unknown pixels that `harmonic` solves for exactly
-
-
-CORRECTIONS = 60
+CORRECTIONS = 60  # steps of conjugate gradients beyond that
 
 
 def kriging(image, generated, mask):
-    """Mend what is still wrong in the hole by what is still wrong at the known pixels nearby.
+    """Correct what is still wrong in the hole by what is still wrong at the known pixels nearby.
 
     Simple kriging (Rasmussen and Williams 2006, equation 2.23) of the error y - G(z), float (H, W, C), whose covariance
-    between two pixels is exp(-(distance / `RANGE`)^2), plus `NUGGET` for a pixel with itself. What the principal axes
-    leave is like that: it has no structure of faces, but pixels side by side err alike. Where nothing is known the
-    result is `generated`; what `image` holds under the hole is not read.
+    between two pixels is exp(-(distance / `RANGE`)^2), plus `NUGGET` for a pixel with itself. What the principal
+    components leave is like that: without the structure of faces, but correlated between neighbours. Where nothing is
+    known the result is `generated`; what `image` holds under the hole is not read.
     """
     known = np.broadcast_to(mask > 0, image.shape)
     sigma = RANGE / 2**0.5
@@ -51,18 +47,18 @@ def as_grey_as(image, generated, mask):
     return np.broadcast_to(generated.mean(-1, keepdims=True), generated.shape)
 
 
-def blend(images, generated, masks, covariance=None, detail=prior.DETAIL, pool=1):
-    """Fill the holes of images with what was generated: `gaussian` and `kriging` with a covariance, then `poisson`.
+def blend(images, generated, masks, pca=None, detail=prior.DETAIL, pool=1):
+    """Fill the holes of images with what was generated: with a prior `gaussian_blend` and `kriging`, then `poisson`.
 
     Where all that is known of an image is grey, so is its hole. With `pool` above 1 there is no kriging. Shapes as for
-    `gaussian`.
+    `gaussian_blend`.
     """
 
     def each(function, generated):
         return np.stack([function(*triple) for triple in zip(images, generated, masks, strict=True)])
 
-    if covariance is not None:
-        generated = prior.gaussian_blend(images, generated, masks, covariance, detail, pool)
+    if pca is not None:
+        generated = prior.gaussian_blend(images, generated, masks, pca, detail, pool)
         if pool == 1:
             generated = each(kriging, generated)
     return each(poisson, each(as_grey_as, generated))
@@ -85,7 +81,7 @@ def poisson(image, generated, mask):
 def harmonic(values, unknown, known, exact=EXACT):
     """The smoothest continuation of `values`, float64 (H, W, C), from where they are `known` to where `unknown`.
 
-    Both are boolean (H, W); a pixel that is neither has no say. In the hole each pixel becomes the mean of its
+    Both are boolean (H, W); a pixel that is neither is ignored. In the hole each pixel becomes the mean of its
     neighbours (Laplace's equation; Perez et al. 2003, equation 4), and 0 where nothing known can be reached. Up to
     `exact` unknown pixels are solved for exactly. More start from the solution at half the resolution, followed by
     `CORRECTIONS` steps of conjugate gradients (cascadic multigrid, Bornemann and Deuflhard 1996).

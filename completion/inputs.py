@@ -1,4 +1,4 @@
-"""The images to complete, and their holes, as the flags of complete.py say."""
+"""The images to complete, and their holes: what the flags of complete.py choose, decided once."""
 
 import argparse
 import contextlib
@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import cli
 
-import align
+import numpy as np
+
 import utils
 from completion import masks
-from photos import alignment, record
 
 
 class Images(NamedTuple):
@@ -20,7 +20,7 @@ class Images(NamedTuple):
 
     numbers: range  # decide each image's random draws
     paths: list
-    pixels: list  # uint8, (size, size, channels) each
+    pixels: np.ndarray  # uint8, (N, size, size, channels)
     holes: masks.Holes
 
     def of(self, part):
@@ -28,75 +28,49 @@ class Images(NamedTuple):
         return Images(self.numbers[part], self.paths[part], self.pixels[part], self.holes.of(part))
 
 
-@contextlib.contextmanager
-def removed_on_error(folder):
-    """Remove a folder that was made inside this if it ends early, so that the same command can be tried again."""
-    try:
-        yield
-    except (cli.UserError, SystemExit):
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def cut_faces(args, folder, size):
-    """Align the photos among the IMAGE arguments to a new folder, crops of `size` pixels, as --photo asks for.
-
-    Returns the arguments that complete these crops. Raises UserError if there are none, and SystemExit if align.py was
-    stopped.
-    """
-    words = ["--size", str(size), "--faces", args.faces or "largest"]
-    words += [f"--{flag}={getattr(args, flag)}" for flag in ("mask", "maskDir") if getattr(args, flag)]
-    words += ["--points", *(f"{x},{y}" for x, y in args.points)] if args.points else []
-    _, settings = align.parse_args([*words, "--", *args.imgs, str(folder)])
-    if status := alignment.align(settings):
-        sys.exit(status)
-    damaged = any(utils.open_image(path).has_transparency_data for path in utils.find_images(folder))
-    kind = args.maskType or ("alpha" if damaged else None)
-    return argparse.Namespace(**vars(args) | dict(imgs=[folder], mask=None, maskDir=None, maskType=kind))
-
-
-def read_images(args, size, channels):
-    """The files among the IMAGE arguments, folders searched, that can be completed, as `Images`.
-
-    The other files are reported, and those that are no aligned faces. Raises UserError if no file is left, or if they
-    do not all get a hole.
-    """
-    paths, pixels, alphas, sides, unaligned, skipped = [], [], [], [], [], False
-    chosen = args.maskType or (args.mask or args.maskDir) and "mask"
-    for name in map(Path, args.imgs):
+def open_images(names):
+    """Yield the path and the Pillow image of all files among `names`, folders searched; reports those that are none."""
+    for name in map(Path, names):
         found = utils.find_images(name) if name.is_dir() else [name]
-        if not found and len(args.imgs) > 1:
-            skipped = True
+        if not found and len(names) > 1:
             print(f"skipped {name}: a folder without images", file=sys.stderr)
         for path in found:
             try:
-                image = utils.open_image(path)
-                alpha = masks.transparent(image, size)
-                if chosen == "alpha" or not (chosen or alpha.any()):
-                    masks.check(alpha, path)
+                yield path, utils.open_image(path)
             except cli.UserError as error:
-                skipped = True
+                print(f"skipped {error}", file=sys.stderr)
+
+
+def prepare(pictures, size, channels, args):
+    """What can be completed of `pictures`, an iterable of paths and Pillow images, as `Images`.
+
+    args: the flags of complete.py on the hole; without any, it is what is transparent, or else a centre square. Those
+    that get no hole from their transparency are reported. Raises UserError if no image is left, or if some are
+    transparent and others not, or if a mask gives no hole.
+    """
+    paths, pixels, alphas, sides = [], [], [], []
+    chosen = args.maskType or (args.mask or args.maskDir) and "mask"
+    for path, image in pictures:
+        alpha = masks.transparent(image, size)
+        if chosen == "alpha" or not (chosen or alpha.any()):
+            try:
+                masks.check(alpha, path)
+            except cli.UserError as error:
                 print(f"skipped {error}", file=sys.stderr)
                 continue
-            paths.append(path)
-            pixels.append(utils.as_pixels(image, size, channels))
-            alphas.append(alpha)
-            sides.append(min(image.size))
-            if image.width != image.height or image.width > 2 * size:
-                unaligned += [path] * (record.record_above(path) is None)
+        paths.append(path)
+        pixels.append(utils.as_pixels(image, size, channels))
+        alphas.append(alpha)
+        sides.append(min(image.size))
     if not paths:
-        why = "see above" if skipped else f"it holds none ({', '.join(sorted(utils.IMAGE_SUFFIXES))})"
-        raise cli.UserError(f"IMAGE {args.imgs[0]}{' ...' if args.imgs[1:] else ''}: no image to complete; {why}")
+        first = f"{args.imgs[0]}{' ...' if args.imgs[1:] else ''}"
+        empty = len(args.imgs) == 1 and Path(first).is_dir() and not utils.find_images(first)
+        why = f"it holds none ({', '.join(sorted(utils.IMAGE_SUFFIXES))})" if empty else "see above"
+        raise cli.UserError(f"IMAGE {first}: no image to complete; {why}")
     kind = chosen or default_kind(alphas)
     made = alphas if kind == "alpha" else make_masks(args, kind, paths, sides, size)
     holes = masks.holes(kind, made, args.window if args.weighting == "neighbours" else None)
-    if unaligned:
-        which = f"{unaligned[0]}{f' and {len(unaligned) - 1} more' if unaligned[1:] else ''}"
-        print(
-            f"{which}: not an aligned face, as it seems; with --photo the faces of photos are completed",
-            file=sys.stderr,
-        )
-    return Images(range(len(paths)), paths, pixels, holes)
+    return Images(range(len(paths)), paths, np.stack(pixels), holes)
 
 
 def default_kind(alphas):
@@ -125,3 +99,31 @@ def make_masks(args, kind, paths, sides, size):
         mask = masks.fit_hidden(masks.read_hidden(file), size, side)
         result.append(masks.check(mask, f"--maskDir {file}"))
     return result
+
+
+@contextlib.contextmanager
+def removed_on_error(folder):
+    """Remove a folder that was made inside this if it ends early, so that the same command can be tried again."""
+    try:
+        yield
+    except (cli.UserError, SystemExit):
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def cut_faces(args, out_dir, size, channels):
+    """TEMPORARY, until photos are aligned in memory."""
+    import align
+    from photos import alignment
+
+    folder = out_dir / "aligned"
+    words = ["--size", str(size), "--faces", args.faces or "largest"]
+    words += [f"--{flag}={getattr(args, flag)}" for flag in ("mask", "maskDir") if getattr(args, flag)]
+    words += ["--points", *(f"{x},{y}" for x, y in args.points)] if args.points else []
+    _, settings = align.parse_args([*words, "--", *args.imgs, str(folder)])
+    if status := alignment.align(settings):
+        sys.exit(status)
+    damaged = any(utils.open_image(path).has_transparency_data for path in utils.find_images(folder))
+    kind = args.maskType or ("alpha" if damaged else None)
+    flags = argparse.Namespace(**vars(args) | dict(imgs=[folder], mask=None, maskDir=None, maskType=kind))
+    return prepare(open_images([folder]), size, channels, flags)

@@ -81,7 +81,7 @@ def test_baselines(tmp_path, tiny_dcgan):
 
 def completed(truths, holes, kind, training, dcgan, encoder, covariance):
     """What each row of the table is about: truths completed by each method, a dict."""
-    images, known = utils.to_float(truths), masks.holes(kind, holes).known(utils.to_float(truths))
+    images, known = utils.to_float(truths), masks.holes(kind, holes).masked(utils.to_float(truths))
     *_, last = search.complete(dcgan, images, holes, range(3), seed=0)
     start = encoder.guess(*known)
     *_, found = search.complete(dcgan, images, holes, range(3), seed=0, start=start)

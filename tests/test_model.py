@@ -75,7 +75,7 @@ def test_contextual_loss_against_numpy():
 def test_completion_losses_are_per_image(tiny_dcgan):
     dcgan = tiny_dcgan()
     z, y, mask = zs(3), images(3), center_hole(3)
-    generated, contextual, perceptual = dcgan.completion_losses(z, y, mask)
+    _, contextual, perceptual, generated = dcgan.completion_loss(z, y, mask)
     logits = dcgan.discriminator(generated, training=False).numpy()
     np.testing.assert_allclose(generated, dcgan.generator(z, training=False), atol=1e-6)
     np.testing.assert_allclose(contextual, (mask * np.abs(generated - y)).sum((1, 2, 3)), rtol=1e-5)

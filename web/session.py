@@ -300,7 +300,7 @@ def find_answers(fill, model, stop, seed=0, near=None, **settings):
     for number in range(ANSWERS):
         first, state = start, None
         if start is not None and (number or near is not None):
-            first = search.others_near(start, seed + number, range(len(start)))
+            first = search.near(start, seed + number, range(len(start)))
         states = search.complete(
             model.dcgan, fill.images, fill.holes.masks, start=first, seed=seed + number, **settings
         )

@@ -68,19 +68,19 @@ def test_the_covariance_against_a_dense_decomposition():
     images = faces(500)
     x = images.reshape(500, -1).astype(np.float64)
     variances, axes = np.linalg.eigh(np.cov(x.T, bias=True))
-    found = fit(images, axes=20)
+    found = fit(images, components=20)
     np.testing.assert_allclose(found.mean, x.mean(0), atol=1e-5)
     np.testing.assert_allclose(found.variances, variances[:-21:-1], rtol=1e-3)
-    np.testing.assert_allclose(abs((found.axes * axes[:, :-21:-1]).sum(0)), 1, atol=1e-3)
-    np.testing.assert_allclose(found.axes.T @ found.axes, np.eye(20), atol=1e-5)
-    assert found.rest == pytest.approx(variances[:-20].mean(), rel=1e-3)
+    np.testing.assert_allclose(abs((found.components * axes[:, :-21:-1]).sum(0)), 1, atol=1e-3)
+    np.testing.assert_allclose(found.components.T @ found.components, np.eye(20), atol=1e-5)
+    assert found.noise_variance == pytest.approx(variances[:-20].mean(), rel=1e-3)
 
 
 def test_few_images_have_few_axes():
-    found = fit(faces(21), axes=50)
-    assert found.axes.shape == (108, 10) and (found.variances > 0).all() and found.rest > 0
-    one = fit(faces(1), axes=50)
-    assert one.axes.shape == (108, 1) and (one.variances > 0).all() and one.rest >= 0
+    found = fit(faces(21), components=50)
+    assert found.components.shape == (108, 10) and (found.variances > 0).all() and found.noise_variance > 0
+    one = fit(faces(1), components=50)
+    assert one.components.shape == (108, 1) and (one.variances > 0).all() and one.noise_variance >= 0
 
 
 def dense_gaussian(image, mask, mean, covariance, noise, shape=None):
@@ -105,9 +105,9 @@ def test_gaussian_against_a_dense_computation(kind, channels):
     size, pool = (16, 2) if kind == "lowres" else (8, 1)
     training = faces(300, size, channels)
     images, generated = faces(2, size, channels), faces(2, size, channels)
-    found = fit(training, axes=30)
+    found = fit(training, components=30)
     holes = np.stack([masks.make(kind, size, fraction=0.6, seed=(i,)) for i in range(2)])
-    covariance = (found.axes * found.variances) @ found.axes.T
+    covariance = (found.components * found.variances) @ found.components.T
     observe = None
     if pool == 2:
         count = (size // 2) ** 2
@@ -122,7 +122,7 @@ def test_gaussian_against_a_dense_computation(kind, channels):
     for i in range(2):
         shares = known_shares(holes[i])
         noise = 20 / 4 if pool == 2 else (1 + 19 * shares)[holes[i][..., 0] > 0].repeat(channels)
-        noise = noise * found.rest
+        noise = noise * found.noise_variance
         most_probable = dense_gaussian(images[i], holes[i], found.mean, covariance, noise, observe)
         residual = dense_gaussian(images[i] - generated[i], holes[i], 0 * found.mean, covariance, noise, observe)
         np.testing.assert_allclose(result[0][i], most_probable, atol=1e-4)
@@ -151,33 +151,35 @@ def test_kriging_where_nothing_is_known_is_what_was_generated():
 
 
 def test_gaussian_recovers_what_lies_in_the_span_of_the_axes():
-    found = fit(faces(300), axes=10)._replace(rest=0.0)
+    found = fit(faces(300), components=10)._replace(noise_variance=0.0)
     draws = RNG.normal(size=(3, 10)) * np.sqrt(found.variances)
-    images = (found.mean + draws @ found.axes.T).reshape(3, 6, 6, 3)
+    images = (found.mean + draws @ found.components.T).reshape(3, 6, 6, 3)
     holes = np.stack([masks.make("center", 6)] * 3)
     damaged, generated = np.where(holes > 0, images, np.nan), faces(3)
     np.testing.assert_allclose(prior.gaussian_blend(damaged, generated, holes, found, 0), images, atol=0.01)
 
 
 def test_gaussian_where_nothing_is_known_is_what_was_generated():
-    found, (images, generated) = fit(faces(100), axes=10), np.split(faces(2), 2)
+    found, (images, generated) = fit(faces(100), components=10), np.split(faces(2), 2)
     np.testing.assert_array_equal(prior.gaussian_blend(images, generated, np.zeros((1, 6, 6, 1)), found), generated)
 
 
 def test_a_covariance_is_kept_at_half_precision(tmp_path):
-    found = fit(faces(100), axes=10)
+    found = fit(faces(100), components=10)
     assert prior.load(tmp_path, (6, 6, 3)) is None
     prior.save(tmp_path, found)
     kept = prior.load(tmp_path, (6, 6, 3))
-    assert kept.axes.dtype == np.float16
-    np.testing.assert_allclose(kept.axes, found.axes, atol=1e-3)
-    for name in ("mean", "variances", "rest"):
+    assert kept.components.dtype == np.float16
+    np.testing.assert_allclose(kept.components, found.components, atol=1e-3)
+    for name in ("mean", "variances", "noise_variance"):
         np.testing.assert_array_equal(getattr(kept, name), np.float32(getattr(found, name)))
 
 
 def test_a_damaged_covariance_is_one_line(tmp_path):
     path = tmp_path / prior.FILE
-    good = {name: np.float32(value) for name, value in fit(faces(100), axes=10)._asdict().items()}
+    prior.save(tmp_path, fit(faces(100), components=10))
+    with np.load(path) as file:
+        good = {name: file[name].astype(np.float32) for name in file}
     bad = {
         "of another size": {"mean": np.zeros(5, np.float32)},
         "not finite": {"mean": good["mean"] * np.nan},
@@ -205,7 +207,7 @@ def test_a_damaged_covariance_is_one_line(tmp_path):
     for place in range(0, len(whole), 97):  # a bit turned here and there: either it is told of, or did not matter
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
         with contextlib.suppress(cli.UserError):
-            assert prior.load(tmp_path, (6, 6, 3)).axes.shape == (108, 10)
+            assert prior.load(tmp_path, (6, 6, 3)).components.shape == (108, 10)
     for content in (b"", b"no archive", whole[:500]):
         path.write_bytes(content)
         with pytest.raises(cli.UserError, match=f"{path}.*train-encoder.py"):
@@ -217,7 +219,7 @@ def test_a_damaged_covariance_is_one_line(tmp_path):
 
 
 def test_what_is_known_in_grey_is_filled_in_grey():
-    found, (images, generated) = fit(faces(100), axes=10), np.split(faces(4), 2)
+    found, (images, generated) = fit(faces(100), components=10), np.split(faces(4), 2)
     images[0] = images[0].mean(-1, keepdims=True)
     holes = np.stack([masks.make("center", 6)] * 2)
     damaged = np.where(holes > 0, images, RNG.uniform(-1, 1, images.shape)).astype(np.float32)

@@ -27,14 +27,14 @@ def test_shapes_and_parameters(tiny_dcgan):
         expected = 25 * (channels + 1) * 8 + 8 + 25 * 8 * 16 + 16 + 4 * 16
         expected += 256 * HIDDEN_UNITS + HIDDEN_UNITS + HIDDEN_UNITS * 5 + 5
         assert encoder.network.count_params() == expected
-        z = encoder.guess(*holes(70).known(images(70, channels=channels)))
+        z = encoder.guess(*holes(70).masked(images(70, channels=channels)))
         assert z.shape == (70, 5) and z.dtype == np.float32 and abs(z).max() <= 1
 
 
 @pytest.mark.parametrize("kind", ["center", "lowres", "full"])
 def test_losses_against_numpy(tiny_dcgan, kind):
     encoder, x = Encoder(tiny_dcgan()), images(3)
-    shown, known = holes(3, kind).known(x)
+    shown, known = holes(3, kind).masked(x)
     error = abs(encoder.dcgan.draw(encoder.guess(shown, known)) - x)
     hidden = np.broadcast_to(known == 0, x.shape)
     overall, hole = encoder.losses(x, shown, known, training=False)
@@ -47,7 +47,7 @@ def test_a_step_moves_the_encoder_alone_and_it_learns(tiny_dcgan):
     keras.utils.set_random_seed(1)
     encoder = Encoder(tiny_dcgan())
     x = encoder.dcgan.draw(zs(4))
-    shown, known = holes(4).known(x)
+    shown, known = holes(4).masked(x)
     before = values(encoder.dcgan.generator.variables), values(encoder.network.trainable_variables)
     optimizers = encoder.make_optimizers(0.001, 0.5)
     step = tf.function(encoder.train_step)
@@ -62,7 +62,7 @@ def test_a_step_moves_the_encoder_alone_and_it_learns(tiny_dcgan):
 def test_two_replicas_take_the_same_step_as_one_where_batch_norm_does_not_matter(tiny_dcgan, two_replicas):
     """Both halves of the batch are equal, so that the statistics of each share are those of the whole."""
     x = np.tile(images(2), (2, 1, 1, 1))
-    shown, known = holes(4).known(x)
+    shown, known = holes(4).masked(x)
     weights = None
     results = []
     for strategy in (tf.distribute.get_strategy(), two_replicas):
@@ -82,7 +82,7 @@ def test_what_lies_under_a_hole_has_no_say(tiny_dcgan, kind):
     encoder, x = Encoder(tiny_dcgan()), images(3)
     hole = holes(3, kind)
     hidden = np.broadcast_to(hole.masks == 0, x.shape)
-    guesses = [encoder.guess(*hole.known(np.where(hidden, other, x))) for other in (x, -x, np.nan)]
+    guesses = [encoder.guess(*hole.masked(np.where(hidden, other, x))) for other in (x, -x, np.nan)]
     np.testing.assert_array_equal(guesses[0], guesses[1])
     np.testing.assert_array_equal(guesses[0], guesses[2])
 
@@ -102,7 +102,7 @@ def test_the_best_encoder_of_this_generator_is_loaded(tiny_dcgan, tmp_path):
     keep(tmp_path / "encoder/best", dcgan, encoders[1], 5, dcgan.fingerprint())
     loaded, other = Encoder.load(tmp_path, dcgan)
     assert loaded.step == 5 and not other
-    shown = holes(2).known(images(2))
+    shown = holes(2).masked(images(2))
     np.testing.assert_array_equal(loaded.guess(*shown), encoders[1].guess(*shown))
     # the generator was trained on
     dcgan.generator.trainable_variables[0].assign_add(0.01 * dcgan.generator.trainable_variables[0])
@@ -143,7 +143,7 @@ def test_an_exported_encoder_belongs_to_the_exported_generator(tiny_dcgan, tmp_p
     assert exported.fingerprint() == dcgan.fingerprint() != tiny_dcgan().fingerprint()
     loaded, other = Encoder.load(tmp_path / "small", exported)
     assert loaded.step == 9 and not other
-    shown = holes(2).known(images(2))
+    shown = holes(2).masked(images(2))
     np.testing.assert_allclose(loaded.guess(*shown), encoder.guess(*shown), atol=0.01)
     with pytest.raises(cli.UserError, match="not empty"):
         encoder.export(tmp_path / "small")

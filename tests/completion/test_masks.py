@@ -160,7 +160,7 @@ def test_drawn_holes_are_of_all_kinds_and_decided_by_the_generator():
 def test_what_an_encoder_sees(kind):
     images = RNG.uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
     mask = masks.make("center" if kind == "alpha" else kind, 16)
-    shown, known = masks.holes(kind, [mask] * 2).known(np.where(mask > 0, images, np.nan) if mask.any() else images)
+    shown, known = masks.holes(kind, [mask] * 2).masked(np.where(mask > 0, images, np.nan) if mask.any() else images)
     expected = {"lowres": masks.pixelate(images), "full": images}.get(kind, images * mask)
     np.testing.assert_array_equal(shown, expected)
     np.testing.assert_array_equal(known[1], {"full": np.ones_like(mask)}.get(kind, mask))

@@ -102,7 +102,7 @@ def test_a_search_from_a_start_stays_near_it(tiny_dcgan, iterations):
     for prior in (0.0, 1e6):
         options = dict(start=start, prior=prior, iterations=iterations, lam=0.2)
         first, *_, last = [*search.complete(dcgan, x, center_hole(3), **options)] * 2
-        generated, contextual, perceptual = dcgan.completion_losses(last.z, x, center_hole(3))
+        _, contextual, perceptual, generated = dcgan.completion_loss(last.z, x, center_hole(3))
         expected = contextual + 0.2 * perceptual + prior * np.sum((last.z - start) ** 2, 1)
         np.testing.assert_allclose(last.total, expected, rtol=1e-3)
         np.testing.assert_array_equal(first.z, start)
@@ -123,9 +123,9 @@ def test_progress_counts_candidates_and_iterations(tiny_dcgan):
 
 def test_other_starts_are_near_and_of_each_image_alone():
     start = np.random.default_rng(0).uniform(-1, 1, (2, 4000)).astype(np.float32)
-    others = np.stack([search.others_near(start, seed, [0, 1]) for seed in (1, 2)])
+    others = np.stack([search.near(start, seed, [0, 1]) for seed in (1, 2)])
     assert others.dtype == np.float32 and abs(others).max() <= 1
-    np.testing.assert_array_equal(others[0, 1:], search.others_near(start[1:], 1, [1]))
+    np.testing.assert_array_equal(others[0, 1:], search.near(start[1:], 1, [1]))
     inside = abs(start) < 0.01  # where hardly anything is clipped from one side alone
     clipped = scipy.stats.norm(0, search.SPREAD).expect(lambda x: min(1, max(-1, x)) ** 2) ** 0.5
     assert (others - start)[:, inside].std() == pytest.approx(clipped, abs=0.08)
@@ -139,7 +139,7 @@ def test_the_first_step_from_a_start_is_by_the_weights_and_the_prior(tiny_dcgan)
     z = tf.constant(start)
     with tf.GradientTape() as tape:
         tape.watch(z)
-        _, contextual, perceptual = dcgan.completion_losses(z, x, mask)
+        _, contextual, perceptual, _ = dcgan.completion_loss(z, x, mask)
         losses = contextual + 0.1 * perceptual
     steps = tape.gradient(losses, z) / (3 * 192 + 6 * 100)
     np.testing.assert_allclose(last.z, np.clip(start - steps, -1, 1), atol=1e-5)

@@ -60,7 +60,7 @@ def test_gradient_of_the_completion_loss_by_finite_differences(tiny_dcgan):
     z = first_z(2)
 
     def loss(z):
-        _, contextual, perceptual = dcgan.completion_losses(tf.constant(z), y, mask)
+        _, contextual, perceptual, _ = dcgan.completion_loss(tf.constant(z), y, mask)
         return (contextual.numpy() + lam * perceptual.numpy()).astype(np.float64)
 
     # without momentum, one iteration moves z by -lr times the gradient
@@ -120,7 +120,7 @@ def test_the_search_starts_from_the_best_candidate(tiny_dcgan):
         z = np.concatenate([first_z(3)[n : n + 1], *shared])
         assert len(z) == 100
         repeated = np.repeat(y[n : n + 1], 100, 0), np.repeat(mask[n : n + 1], 100, 0)
-        _, contextual, perceptual = dcgan.completion_losses(z, *repeated)
+        _, contextual, perceptual, _ = dcgan.completion_loss(z, *repeated)
         total = contextual.numpy() + 0.1 * perceptual.numpy()
         np.testing.assert_array_equal(start.z[n], z[total.argmin()])
         assert start.total[n] == pytest.approx(total.min(), rel=1e-5)

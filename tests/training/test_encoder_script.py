@@ -97,7 +97,7 @@ def test_complete_with_what_was_learned(learned, faces, tmp_path):
     images = utils.to_float([utils.read_image(file, 16, 3) for file in files])
     holes = masks.holes("center", [masks.make("center", 16)] * 3)
     start = encoder.guess(*holes.masked(images))
-    for sample, begin in enumerate((start, search.others_near(start, 5, range(3)))):
+    for sample, begin in enumerate((start, search.near(start, 5, range(3)))):
         options = dict(start=begin, prior=3.0, iterations=5, seed=4 + sample)
         *_, last = search.complete(dcgan, images, holes.masks, **options)
         fitted = prior.gaussian_blend(images, last.generated, holes.masks, covariance, 0.3)

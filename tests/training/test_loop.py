@@ -253,7 +253,7 @@ def test_the_best_encoder_is_kept_by_its_error_in_holes(folder, tmp_path, tiny_d
     (kind, mask), image = run.holes[0], run.held_out[:1]
     encoder, _ = Encoder(run.model.dcgan), checkpoint.restore
     checkpoint.restore(tmp_path / "checkpoint/best", encoder.networks)
-    shown, known = masks.holes(kind, [mask]).known(image)
+    shown, known = masks.holes(kind, [mask]).masked(image)
     error = abs(run.model.dcgan.draw(encoder.guess(shown, known)) - image)[np.broadcast_to(known == 0, image.shape)]
     assert best["hole"] == pytest.approx(127.5 * error.mean(), rel=1e-3)
 

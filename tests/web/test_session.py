@@ -165,7 +165,7 @@ def test_more_answers_near_one(seer, model):
     near = fill.answers[3][0]
     more = found(fill._replace(answers=[]), model, near=near, seed=4, iterations=0)
     for answer, (z, _) in enumerate(more.answers):
-        np.testing.assert_array_equal(z, search.others_near(near, 4 + answer, [0]))
+        np.testing.assert_array_equal(z, search.near(near, 4 + answer, [0]))
 
 
 @pytest.mark.parametrize("encoded", [True, False])
