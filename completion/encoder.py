@@ -1,11 +1,11 @@
-"""The encoder: a network that guesses, from what is known of an image, the z whose G(z) is that image.
+"""The encoder: a network that predicts, from a masked image, the z whose G(z) is that image.
 
     encoder = Encoder(dcgan)                              # to train: runs.EncoderRun
-    encoder, other = Encoder.load("checkpoints/mine", dcgan)
-    z = encoder.guess(*holes.masked(images))               # where search.complete starts
+    encoder, outdated = Encoder.load("checkpoints/mine", dcgan)
+    z = encoder.guess(*holes.masked(images))              # the initial z of search.complete
 
 It learns from whole faces what no search can know: what usually lies under a hole (after Lahiri et al. 2020, "Prior
-Guided GAN Based Semantic Inpainting"). The generator stays as it is.
+Guided GAN Based Semantic Inpainting"). The generator is not changed.
 """
 
 import sys
@@ -24,7 +24,7 @@ HIDDEN_UNITS = 512
 
 
 class Encoder:
-    """E(M*y, M) -> z for the generator that a DCGAN completes with, its losses and its training step."""
+    """E(M*y, M) -> z for the inference generator of a DCGAN, its losses and its training step."""
 
     def __init__(self, dcgan, precision="float32"):
         """Build the network with fresh weights; for the other arguments see `DCGAN`, whose strategy it shares."""
@@ -36,7 +36,7 @@ class Encoder:
         self.networks = {"encoder": self.network}
 
     def build(self, dim):
-        """What is known of images, and the mask, (N, H, W, C + 1) -> z (N, z_dim) in [-1, 1].
+        """Masked images and their masks, (N, H, W, C + 1) -> z (N, z_dim) in [-1, 1].
 
         The discriminator's convolutions, then two linear layers.
         """
@@ -49,11 +49,11 @@ class Encoder:
         layers += [ops.linear(self.dcgan.z_dim, "e_z_lin"), ops.tanh()]  # 100
         return keras.Sequential(layers, name="encoder")
 
-    def losses(self, images, shown, known, training):
-        """How far G(E) is from images: mean |G(E) - y| of each, over all of it and over what is hidden, (N,) each."""
-        z = self.network(tf.concat([shown, known], -1), training=training)
+    def losses(self, images, masked, masks, training):
+        """Mean |G(E) - y| of each image, over all of it and over its hole, (N,) each."""
+        z = self.network(tf.concat([masked, masks], -1), training=training)
         error = tf.abs(self.dcgan.inference_generator(z, training=False) - images)
-        hidden = 1 - known
+        hidden = 1 - masks
         count = tf.maximum(tf.reduce_sum(hidden, [1, 2, 3]), 1.0) * images.shape[-1]
         return tf.reduce_mean(error, [1, 2, 3]), tf.reduce_sum(hidden * error, [1, 2, 3]) / count
 
@@ -64,35 +64,35 @@ class Encoder:
             optimizer.build(self.network.trainable_variables)
         return {"e_optimizer": optimizer}
 
-    def train_step(self, images, shown, known, step, e_optimizer):
+    def train_step(self, images, masked, masks, step, e_optimizer):
         """One step on a batch of which each replica takes its share; returns the scalars e_loss and its two parts."""
-        losses = self.strategy.run(self.update_network, (images, shown, known, e_optimizer))
+        losses = self.strategy.run(self.update_network, (images, masked, masks, e_optimizer))
         return {name: self.strategy.reduce("SUM", loss, axis=None) for name, loss in losses.items()}
 
-    def update_network(self, images, shown, known, optimizer):
+    def update_network(self, images, masked, masks, optimizer):
         """Move the encoder down the sum of both losses."""
-        images, shown, known = map(ops.replica_share, (images, shown, known))
+        images, masked, masks = map(ops.replica_share, (images, masked, masks))
         with tf.GradientTape() as tape:
-            all_loss, hole_loss = map(ops.batch_mean, self.losses(images, shown, known, training=True))
+            all_loss, hole_loss = map(ops.batch_mean, self.losses(images, masked, masks, training=True))
             loss = all_loss + hole_loss
         ops.update(optimizer, self.network, tape, loss)
         ops.average_statistics(self.network)
         return {"e_loss": loss, "e_loss_all": all_loss, "e_loss_hole": hole_loss}
 
-    def guess(self, shown, known):
-        """z (N, z_dim), float32, of images of which `shown` (N, H, W, C) is known where `known` (N, H, W, 1) is 1."""
-        inputs = np.concatenate([shown, known], -1).astype(np.float32)
+    def guess(self, masked, masks):
+        """z (N, z_dim), float32, of masked images (N, H, W, C), 0 in the hole, and their masks (N, H, W, 1)."""
+        inputs = np.concatenate([masked, masks], -1).astype(np.float32)
         parts = [self.network(inputs[i : i + 64], training=False) for i in range(0, len(inputs), 64)]
         return np.concatenate(parts)
 
     @classmethod
     def load(cls, directory, dcgan):
-        """The encoder kept with the model in a directory, and whether there is none but for other generators.
+        """The encoder beside the model in a directory, or None; and whether there is one, but of other generators.
 
-        It is the best that a run has measured, or an exported one; None where none is for the generator of `dcgan`.
-        One that cannot be read is named on standard error.
+        It is the best that a run has measured, or an exported one. One that cannot be read is reported on standard
+        error.
         """
-        folder, fingerprint, other = Path(directory) / checkpoint.ENCODER, dcgan.fingerprint(), False
+        folder, fingerprint, outdated = Path(directory) / checkpoint.ENCODER, dcgan.fingerprint(), False
         for place in filter(checkpoint.find, (folder / "best", folder)):
             try:
                 precision = checkpoint.read_encoder_config(place, dcgan.architecture)["weights"]
@@ -106,13 +106,13 @@ class Encoder:
             encoder.step = numbers["step"]
             if numbers["fingerprint"] == fingerprint:
                 return encoder if precision == "float32" else encoder.converted("float32"), False
-            other = True
-        return None, other
+            outdated = True
+        return None, outdated
 
     def converted(self, precision):
-        """The same encoder with layers and weights of another precision."""
+        """The same encoder at another precision."""
         other = Encoder(self.dcgan, precision)
-        with np.errstate(over="ignore"):  # `export` tells of it
+        with np.errstate(over="ignore"):  # `export` reports it
             other.network.set_weights(self.network.get_weights())
         other.step = self.step
         return other

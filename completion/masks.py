@@ -15,17 +15,18 @@ from PIL import Image, ImageDraw
 
 import utils
 
-TYPES = ["center", "random", "left", "right", "top", "bottom", "grid", "lowres", "full"]
+HALVES = ["left", "right", "top", "bottom"]
+TYPES = ["center", "random", *HALVES, "grid", "lowres", "full"]
 LOWRES = 8  # squares each way
 # how often `draw` draws what
-DRAWN = {
+PROBABILITIES = {
     "center": 0.2, "random": 0.15, "half": 0.25, "grid": 0.03, "boxes": 0.15, "strokes": 0.18, "lowres": 0.03,
     "full": 0.01,
 }  # fmt: skip
 
 
 def make(kind, size, center_scale=0.25, fraction=0.2, seed=(0,)):
-    """The mask of one of the `TYPES`, as in Amos's code; one that is drawn at random is decided by `seed`.
+    """The mask of one of the `TYPES`, as in Amos's code; a random one is decided by `seed`.
 
     center: a square hole that leaves `center_scale` of the side known beside it. random: each pixel is hidden with
     probability `fraction`. left, right, top, bottom: that half is hidden. grid: every 4th pixel each way is known.
@@ -48,13 +49,13 @@ def make(kind, size, center_scale=0.25, fraction=0.2, seed=(0,)):
 
 
 def draw(size, rng):
-    """A hole at random, by NumPy's generator `rng`: its kind and its mask. So `train-encoder.py` hides images.
+    """A random hole, by NumPy's generator `rng`: its kind and its mask. `train-encoder.py` hides images so.
 
     It is one of the `TYPES`, in any size, up to four "boxes", or up to six "strokes" of a brush.
     """
-    kind = rng.choice(list(DRAWN), p=list(DRAWN.values()))
+    kind = rng.choice(list(PROBABILITIES), p=list(PROBABILITIES.values()))
     if kind == "half":
-        kind = rng.choice(["left", "right", "top", "bottom"])
+        kind = rng.choice(HALVES)
     if kind not in ("boxes", "strokes"):
         try:
             return kind, make(kind, size, rng.uniform(0.1, 0.4), rng.uniform(0.1, 0.95), rng.integers(2**32, size=2))
@@ -67,8 +68,8 @@ def draw(size, rng):
             (left, top), (width, height) = rng.uniform(-0.1, 0.9, 2) * size, rng.uniform(0.1, 0.5, 2) * size
             brush.rectangle((left, top, left + width, top + height), 0)
         else:
-            places = rng.uniform(-0.1, 1.1, (rng.integers(2, 6), 2)) * size
-            brush.line([*map(tuple, places)], 0, max(1, round(size * rng.uniform(0.02, 0.15))), "curve")
+            points = rng.uniform(-0.1, 1.1, (rng.integers(2, 6), 2)) * size
+            brush.line([*map(tuple, points)], 0, max(1, round(size * rng.uniform(0.02, 0.15))), "curve")
     mask = np.asarray(picture, np.float32)[..., None]
     return (kind, mask) if mask.any() and not mask.all() else draw(size, rng)
 
@@ -81,7 +82,7 @@ def check(mask, source):
 
 
 def known_after_resize(hidden, size):
-    """The mask of an image of which the boolean `hidden` (H, W) was missing, once it is cropped and resized to `size`.
+    """The mask of an image whose pixels are `hidden`, boolean (H, W), once it is cropped and resized to `size`.
 
     A pixel of it is known only if no hidden pixel contributes to it: the filter's weights are positive, so that
     contributions never cancel.
@@ -101,11 +102,11 @@ def read_hidden(path):
 def fit_hidden(hidden, size, side):
     """The mask of an image of which boolean (H, W) is hidden, cropped and resized as `utils.as_pixels` does it.
 
-    `hidden` first becomes as large as the image, whose shorter side is `side` pixels: no pixel of that of which a part
-    is hidden is to contribute when the image is resized.
+    `hidden` is first made as large as the image, whose shorter side is `side` pixels: a pixel that is partly hidden
+    must not contribute when the image is resized.
     """
     shorter = min(hidden.shape)
-    top, left = (max(0, length // 2 - 4 * shorter) for length in hidden.shape)  # out of reach, and maybe endless
+    top, left = (max(0, length // 2 - 4 * shorter) for length in hidden.shape)  # a slim mask has no limit of length
     hidden = hidden[top : len(hidden) - top, left : hidden.shape[1] - left]
     zoom = -(-side // shorter)
     hidden = hidden.repeat(zoom, 0).repeat(zoom, 1)
@@ -143,9 +144,9 @@ def named_as(image, found, directory):
 
 
 def missing(image, path=None):
-    """What is missing of a Pillow image, boolean (H, W): what is not quite opaque, and what a mask image hides.
+    """What is missing of a Pillow image, boolean (H, W): what is not opaque, and what the mask image `path` hides.
 
-    Raises UserError if the mask in the file `path` is of another size, or hides nothing.
+    Raises UserError if that is of another size, or hides nothing.
     """
     hidden = np.zeros(image.size[::-1], bool)
     if image.has_transparency_data:
@@ -162,7 +163,7 @@ def missing(image, path=None):
 
 
 def transparent(image, size):
-    """The mask of a Pillow image that is missing where it is not quite opaque."""
+    """The mask, at `size`, of a Pillow image whose transparent pixels are missing."""
     return known_after_resize(missing(image), size)
 
 
@@ -176,12 +177,12 @@ def neighbour_weights(mask, window=7):
     """How much each known pixel counts: the share of its `window` x `window` neighbourhood that is missing.
 
     Yeh et al. 2017, section 3.1: what is near the hole says most about it. Hidden pixels count 0. Neighbours beyond
-    the border are neither missing nor there.
+    the border are not counted.
     """
     kernel = np.ones((window, window))
     missing = scipy.ndimage.convolve(1.0 - mask[..., 0], kernel, mode="constant")
-    there = scipy.ndimage.convolve(np.ones(mask.shape[:2]), kernel, mode="constant") - 1  # but for itself
-    return (mask * (missing / there)[..., None]).astype(np.float32)
+    neighbours = scipy.ndimage.convolve(np.ones(mask.shape[:2]), kernel, mode="constant") - 1
+    return (mask * (missing / neighbours)[..., None]).astype(np.float32)
 
 
 class Holes(NamedTuple):
@@ -189,7 +190,7 @@ class Holes(NamedTuple):
 
     kind: str
     masks: np.ndarray  # (N, size, size, 1)
-    weights: np.ndarray  # (N, size / pool, size / pool, 1): how much the search minds each pixel
+    weights: np.ndarray  # (N, size / pool, size / pool, 1): how much each pixel counts in the search
     pool: int  # the search compares the means of pool x pool pixels
 
     @property
@@ -202,9 +203,9 @@ class Holes(NamedTuple):
         return self._replace(masks=self.masks[numbers], weights=self.weights[numbers])
 
     def masked(self, images):
-        """What an encoder sees of images (N, size, size, C): them where they are known, else 0; and 1 there, else 0.
+        """What an encoder sees of images (N, size, size, C): the masked images, 0 in the hole, and their masks.
 
-        Of "lowres" it is the means, known nowhere. What lies under a hole has no say, whatever it is.
+        Of "lowres" it is the means, known nowhere. What lies under a hole is ignored, whatever it is.
         """
         if self.kind == "full":
             return images, np.ones_like(self.masks)
@@ -217,14 +218,8 @@ class Holes(NamedTuple):
         return pixelate(images) if self.kind == "lowres" else images * self.masks
 
 
-def mask_each(images, drawn):
-    """What an encoder sees of images (N, H, W, C) that have each a hole of its own kind, pairs as `draw` returns."""
-    pairs = [holes(kind, [mask]).masked(image[None]) for image, (kind, mask) in zip(images, drawn, strict=True)]
-    return tuple(map(np.concatenate, zip(*pairs, strict=True)))
-
-
 def holes(kind, masks, window=None):
-    """The `Holes` of these masks; known pixels count by their neighbourhood of `window` pixels, or all the same."""
+    """The `Holes` of these masks; `window` weights known pixels by their neighbourhood of so many pixels."""
     masks, pool = np.stack(masks), 1
     weights = masks
     if kind == "lowres":
@@ -234,3 +229,9 @@ def holes(kind, masks, window=None):
     elif window:
         weights = np.stack([neighbour_weights(mask, window) for mask in masks])
     return Holes(kind, masks, weights, pool)
+
+
+def mask_each(images, drawn):
+    """What an encoder sees of images (N, H, W, C) that each have a hole of their own, pairs as `draw` returns."""
+    pairs = [holes(kind, [mask]).masked(image[None]) for image, (kind, mask) in zip(images, drawn, strict=True)]
+    return tuple(map(np.concatenate, zip(*pairs, strict=True)))

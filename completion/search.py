@@ -2,7 +2,7 @@
 
     *_, last = search.complete(dcgan, images, masks)     # last.completed holds the pictures
 
-A rule is a function of
+The step of a rule is a function of
 
     losses_and_gradient   z (N, z_dim) -> the total loss of each image (N,) and its gradient (N, z_dim)
     z, slots              where the search stands, and the rule's state, a tuple of tensors
@@ -13,6 +13,7 @@ and returns the losses at z, the next z and the next slots. Each image is search
 """
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +25,6 @@ from completion import settings as defined
 CANDIDATES_AT_ONCE = 64
 ITERATIONS, ITERATIONS_FROM_ENCODER = 200, 20  # by default
 SPREAD = 0.5  # standard deviation of other initial z around the encoder's
-AT_ONCE = {"momentum": 20, "adam": 20, "hmc": 1}  # iterations between two looks at Ctrl-C and calls of `progress`
 
 
 class Completion(NamedTuple):
@@ -97,7 +97,7 @@ def complete(
         best = best_candidate(dcgan, problem, numbers, candidates, seed, report)
     else:
         best = prior_mean, compiled(dcgan, completion_loss)(prior_mean, problem).total
-    slots = first_slots(rule, best[0], [(seed, number) for number in numbers])
+    slots = RULES[rule].first_slots(best[0], tf.constant([(seed, number) for number in numbers]))
     given |= {"anneal": given.pop("schedule") == "cosine", "iterations": iterations}
     kinds = {"anneal": tf.bool, "hmc_l": tf.int32}
     given = {name: tf.convert_to_tensor(value, kinds.get(name, tf.float32)) for name, value in given.items()}
@@ -125,7 +125,7 @@ def descend(dcgan, problem, masks, rule, best, slots, given, iterations, interva
             return
         goal = min(done + interval, iterations)
         while done < goal:
-            count = min(AT_ONCE[rule], goal - done)
+            count = min(RULES[rule].at_once, goal - done)
             place = tf.constant(done), tf.constant(count)
             z, slots, best = compiled(dcgan, iterate)(rule, z, slots, best, problem, given, *place)
             done += count
@@ -185,7 +185,7 @@ def iterate(dcgan, rule, z, slots, best, problem, numbers, first, count):
         return losses, tape.gradient(losses, z)
 
     for i in tf.range(first, first + count):
-        losses, following, slots = RULES[rule](losses_and_gradient, z, slots, i, numbers)
+        losses, following, slots = RULES[rule].step(losses_and_gradient, z, slots, i, numbers)
         best = better(best, z, losses)
         z = following
     return z, slots, best
@@ -195,12 +195,6 @@ def better(best, z, losses):
     """The pair of z and loss that is the better one of each image: of `best`, and of these."""
     improved = losses < best[1]
     return tf.where(improved[:, None], z, best[0]), tf.where(improved, losses, best[1])
-
-
-def first_slots(rule, z, seeds):
-    """The slots of a rule before its first iteration; `seeds` (N, 2), int32, make HMC's draws an image's own."""
-    zeros = tf.zeros_like(z)
-    return {"momentum": (zeros,), "adam": (zeros, zeros), "hmc": (tf.convert_to_tensor(seeds, tf.int32),)}[rule]
 
 
 def learning_rate(i, numbers):
@@ -269,7 +263,19 @@ def reflect(z, velocity):
     return tf.where(forth, place - 1, 3 - place), tf.where(forth, velocity, -velocity)
 
 
-RULES = {"momentum": momentum, "adam": adam, "hmc": hmc}
+class Rule(NamedTuple):
+    """An update rule."""
+
+    step: Callable
+    first_slots: Callable  # from the initial z, and seeds (N, 2) that make random draws each image's own
+    at_once: int  # iterations between two looks at Ctrl-C, and calls of `progress`
+
+
+RULES = {
+    "momentum": Rule(momentum, lambda z, seeds: (tf.zeros_like(z),), 20),
+    "adam": Rule(adam, lambda z, seeds: (tf.zeros_like(z), tf.zeros_like(z)), 20),
+    "hmc": Rule(hmc, lambda z, seeds: (seeds,), 1),
+}
 
 
 def composite(images, masks, generated):

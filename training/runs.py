@@ -107,8 +107,8 @@ class EncoderRun(Run):
         """The images, and what is known of them: each has a hole of its own, drawn anew in each step."""
         draws = ops.rng(self.seed, "masks", self.model.step)
         holes = [masks.draw(self.model.dcgan.image_size, draws) for _ in range(self.batch_size)]
-        shown, known = masks.mask_each(np.asarray(batch), self.team.share(holes))
-        return {"images": batch, "shown": shown, "known": known}
+        masked_images, drawn_masks = masks.mask_each(np.asarray(batch), self.team.share(holes))
+        return {"images": batch, "masked": masked_images, "masks": drawn_masks}
 
     def contents(self):
         """What a checkpoint holds, with the generator's fingerprint."""

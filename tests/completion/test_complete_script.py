@@ -198,6 +198,7 @@ def test_complete_with_other_masks(trained, tmp_path, save_image, flags):
 
 
 def test_help_tells_the_defaults_of_the_search():
+    assert settings.SEARCH["approach"][1] == list(search.RULES)
     text = " ".join(run("complete.py", "--help").stdout.split())
     for flag, _, default, _ in settings.SEARCH.values():
         told = re.search(rf" --{flag} .*?\(([^)]*)\)", text)[1]

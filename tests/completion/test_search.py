@@ -20,8 +20,8 @@ def losses_and_gradient(z):
 def run(rule, z, iterations, **settings):
     settings = {"iterations": float(iterations), "anneal": True, **settings}
     settings = {name: tf.constant(value) for name, value in settings.items()}
-    z, slots = tf.constant(z, tf.float32), search.first_slots(rule, tf.constant(z), [(0, i) for i in range(len(z))])
-    step = tf.function(search.RULES[rule])
+    rule, z = search.RULES[rule], tf.constant(z, tf.float32)
+    slots, step = rule.first_slots(z, tf.constant([(0, i) for i in range(len(z))])), tf.function(rule.step)
     for i in range(iterations):
         _, z, slots = step(losses_and_gradient, z, slots, tf.constant(i), settings)
     return z.numpy()
