@@ -85,22 +85,20 @@ class DCGAN:
 
     @property
     def networks(self):
-        """The networks by name, the averaged generator where there is one."""
+        """The networks by their names in a checkpoint, the generator's moving average where there is one."""
         networks = {"generator": self.generator, "discriminator": self.discriminator, "averaged": self.generator_ema}
         return {name: network for name, network in networks.items() if network is not None}
 
     @property
     def inference_generator(self):
-        """The generator to draw samples and completions from: the averaged one where there is one."""
+        """The generator that draws samples and completions: the moving average where there is one."""
         return self.generator if self.generator_ema is None else self.generator_ema
 
     def recalibrate_batchnorm(self):
-        """All generators by name, fit to draw from: batch norm of the averaged one is estimated anew, on 1,024 z."""
-        if self.generator_ema is None:
-            return {"generator": self.generator}
-        zs = [ops.random_z((64, self.z_dim), 0, "batch norm", k) for k in range(16)]
-        ops.reestimate_batch_norm(self.generator_ema, zs)
-        return {"generator": self.generator, "averaged": self.generator_ema}
+        """Estimate batch norm's statistics of the moving average anew, on 1,024 z, before it is drawn from."""
+        if self.generator_ema is not None:
+            zs = [ops.random_z((64, self.z_dim), 0, "batch norm", k) for k in range(16)]
+            ops.reestimate_batch_norm(self.generator_ema, zs)
 
     # the three losses
 
@@ -189,13 +187,13 @@ class DCGAN:
         losses = {"d_loss": d_loss, "d_loss_real": d_loss_real, "d_loss_fake": d_loss_fake, "g_loss": g_loss}
         return losses, {"d": tf.sigmoid(real_logits), "d_": tf.sigmoid(fake_logits)}
 
-    # what has been trained
+    # files, and drawing from a trained model
 
     @classmethod
     def load(cls, directory):
-        """The trained model of a checkpoint directory, ours or one of the original code, ready for completion.
+        """The trained model in a checkpoint directory, ours or one of the original code, ready for completion.
 
-        Raises UserError, naming the file, where there is none, it is damaged or holds other networks.
+        Raises UserError, naming the file, if there is none, if it is damaged or holds other networks.
         """
         if not checkpoint.holds_model(directory):
             raise cli.UserError(f"{directory}: holds no model")
@@ -211,24 +209,24 @@ class DCGAN:
         return dcgan
 
     def start_from(self, other):
-        """Take over the weights of another DCGAN: those its samples are drawn with, and its discriminator's."""
+        """Copy the weights of another DCGAN: of its inference generator and its discriminator."""
         for network in filter(None, (self.generator, self.generator_ema)):
             network.set_weights(other.inference_generator.get_weights())
         self.discriminator.set_weights(other.discriminator.get_weights())
 
     def export(self, directory):
-        """Write what completion and --init need to a new directory: the sampler and D, once, at half precision.
+        """Write what completion and --init need to a new directory: inference generator and D, at half precision.
 
         That is a seventh of what a training run keeps. Raises UserError if the directory is not empty, or if a weight
         is too large for half precision.
         """
         half = DCGAN(**{**self.architecture, "ema": 0.0}, precision="float16")
-        with np.errstate(over="ignore"):  # it is told of
+        with np.errstate(over="ignore"):  # `publish` reports it
             half.start_from(self)
         checkpoint.publish(directory, half.architecture, half.networks, {"step": self.step})
 
     def fingerprint(self):
-        """A whole number by which to tell the generator that completes from others; the same after an export."""
+        """A whole number that identifies the inference generator; the same after an export."""
         digest = hashlib.sha256()
         for variable in self.inference_generator.trainable_variables:
             half = variable.numpy().astype(np.float16)
@@ -236,6 +234,6 @@ class DCGAN:
         return int.from_bytes(digest.digest()[:7], "big")
 
     def draw(self, z, network=None):
-        """G(z) of many z (N, z_dim), 64 at a time, by the sampler or another network: (N, H, W, C) in [-1, 1]."""
+        """G(z) of many z (N, z_dim), 64 at a time, by the inference or another generator: (N, H, W, C) in [-1, 1]."""
         network = network or self.inference_generator
         return np.concatenate([network(z[i : i + 64], training=False) for i in range(0, len(z), 64)])

@@ -77,7 +77,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 def assign_here(variable, value):
-    """Give a variable a value with this replica alone; outside of replicas, with all."""
+    """Assign a variable on this replica alone; outside of replicas, on all."""
     if tf.distribute.in_cross_replica_context():
         variable.assign(value)
     else:
@@ -85,9 +85,9 @@ def assign_here(variable, value):
 
 
 def average_statistics(*networks):
-    """Set the moving statistics of networks to the means of all replicas', once a step, as each transfer has its price.
+    """Set the moving statistics of networks to the means over all replicas: once a step, in one transfer.
 
-    It is the same as if they had moved towards the means at once, for they move linearly.
+    As they move linearly, the result is the same as if each layer had moved towards the means.
     """
     context = tf.distribute.get_replica_context()
     if context.num_replicas_in_sync > 1:
@@ -141,7 +141,7 @@ class Adam(keras.optimizers.Adam):
 
 
 class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
-    """Keras' optimizer, but all replicas leave a step out when the gradients of one overflow; Keras asks the first."""
+    """Keras' optimizer, but all replicas skip a step when the gradients of one overflow; Keras asks the first alone."""
 
     def check_finite(self, grads):
         overflows = tf.cast(tf.logical_not(super().check_finite(grads)), tf.int32)
@@ -162,7 +162,7 @@ def update(optimizer, network, tape, loss):
 
 
 def replica_share(batch):
-    """The part of this worker's batch that is this replica's: of n replicas here the i-th gets the i-th n-th of it."""
+    """This replica's part of this worker's batch: of n replicas here the i-th gets the i-th n-th."""
     context = tf.distribute.get_replica_context()
     several = context.num_replicas_in_sync > 1
     here = len(context.strategy.extended.worker_devices) if several else 1
@@ -170,7 +170,7 @@ def replica_share(batch):
 
 
 def batch_mean(losses):
-    """Per-image losses (N,) of a replica -> its part of the batch's mean, which is the sum of all replicas' parts."""
+    """Per-image losses (N,) of a replica -> its part of the batch's mean; the parts of all replicas add up to it."""
     return tf.nn.compute_average_loss(losses)
 
 
@@ -181,7 +181,7 @@ def half_cosine(progress):
 
 
 def rng(seed, stream, *numbers):
-    """NumPy's generator for one use, a name in `STREAMS`; it is decided by whole numbers, such as those of a step."""
+    """NumPy's generator for one use, a name in `STREAMS`, seeded by whole numbers, such as the step."""
     return np.random.default_rng((seed, STREAMS[stream], *numbers))
 
 
@@ -199,10 +199,10 @@ def sigmoid_cross_entropy(logits, label):
 def contextual_loss(generated, images, weights):
     """L1 distance on the known pixels, |W*G(z) - W*y| summed over each image (Amos 2016, step 3; Yeh et al. 2017).
 
-    `generated` and `images` are (N, H, W, C) in [-1, 1]; `weights` (N, H, W, 1) are the mask, 1 = known, or say how
-    much each known pixel counts. Returns (N,).
+    `generated` and `images` are (N, H, W, C) in [-1, 1]; `weights` (N, H, W, 1) are the mask, 1 = known, or how much
+    each known pixel counts. Returns (N,).
     """
-    images = tf.where(weights > 0, images, 0.0)  # whatever is under the hole, NaN too, has no say
+    images = tf.where(weights > 0, images, 0.0)  # what is under the hole, NaN too, is ignored
     return tf.reduce_sum(tf.abs(weights * generated - weights * images), axis=[-3, -2, -1])
 
 
@@ -222,7 +222,7 @@ def moving_average_update(averages, values, step, decay):
 def reestimate_batch_norm(network, batches):
     """Set the moving statistics of `network` to the plain mean of those of `batches`, a list of its inputs.
 
-    Averaged weights need it: the average of the statistics that single weights had does not fit them.
+    A moving average of weights needs it: the average of the statistics does not fit the average of the weights.
     """
     norms = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
     decays = [layer.momentum for layer in norms]
@@ -245,16 +245,16 @@ def grow_memory():
 def use_device(deterministic=False):
     """Make TensorFlow ready to compute; returns a line that names the device in use.
 
-    `deterministic` makes TensorFlow use operations that give the same bits each time.
+    `deterministic` makes TensorFlow use operations that are bitwise reproducible.
     """
     if deterministic:
         tf.config.experimental.enable_op_determinism()
     gpus = grow_memory()
-    # the first float16 value makes TensorFlow say that most CPUs do not compute in it: here, where chatter is held back
+    # the first float16 value makes TensorFlow log that most CPUs do not compute in it: here, where that is held back
     with tf.device("CPU:0"):
         tf.zeros([], tf.float16)
     if not gpus:
-        return "device: CPU (TensorFlow sees no GPU; TF_CPP_MIN_LOG_LEVEL=0 shows what it says of that)"
+        return "device: CPU (TensorFlow sees no GPU; TF_CPP_MIN_LOG_LEVEL=0 shows why)"
     names = [tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name) for gpu in gpus]
     return f"device: GPU ({', '.join(names)})"
 

@@ -169,7 +169,8 @@ def test_settings_of_a_resumed_run(folder, tmp_path):
 def test_samples_are_the_averaged_generators(folder, tmp_path):
     dcgan = train(tmp_path, folder).model
     grid = np.asarray(Image.open(tmp_path / "sample/checkpoint_000012.png"))
-    samples = dcgan.recalibrate_batchnorm()["averaged"](ops.random_z((64, 5), 1, "samples"), training=False)
+    dcgan.recalibrate_batchnorm()
+    samples = dcgan.generator_ema(ops.random_z((64, 5), 1, "samples"), training=False)
     np.testing.assert_allclose(grid, utils.image_grid(samples, columns=8), atol=1)
 
 
