@@ -13,6 +13,7 @@ hyphen. The PCA takes minutes, and the search from candidates an hour without a 
 import argparse
 import importlib.util
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -22,9 +23,8 @@ import dlib
 import numpy as np
 
 import utils
-from completion import compositing, masks, metrics, prior, search
-from completion.encoder import Encoder
-from model import DCGAN
+from completion import compositing, masks, metrics, prior
+from completion.completer import Completer
 from photos import geometry
 from training.dataset import ImageFolder
 
@@ -43,20 +43,17 @@ def telea(images, holes):
     return utils.to_float(filled)
 
 
-def searched(dcgan, images, holes, start=None, **options):
-    """G(z) as complete.py finds them."""
+def searched(completer, images, holes):
+    """G(z) as complete.py finds them, batch by batch."""
     found = []
     for i in range(0, len(images), BATCH):
         part = slice(i, i + BATCH)
-        if start is not None:
-            options["start"] = start[part]
-        numbers = range(len(images))[part]
-        *_, last = search.complete(dcgan, images[part], holes.masks[part], numbers, seed=SEED, **options)
+        *_, last = completer.complete(images[part], holes.of(part), numbers=range(len(images))[part])
         found.append(last.generated)
     return np.concatenate(found)
 
 
-def completions(pca, dcgan, encoder, covariance, images, holes, brief):
+def completions(pca, completer, images, holes, brief):
     """Yield the name of each method that there is, and the images completed by it, the default last.
 
     `brief` leaves out the search from candidates, unless it is the default.
@@ -66,24 +63,24 @@ def completions(pca, dcgan, encoder, covariance, images, holes, brief):
     yield "mean training face", compositing.blend(images, mean, holes.masks)
     probable = prior.gaussian_blend(images, images, holes.masks, pca, detail=0, noise=NOISE)
     yield f"PCA, {len(pca.variances):,} components", compositing.blend(images, probable, holes.masks)
-    if not dcgan:
+    if not completer:
         return
-    if not (encoder and brief):
-        generated = searched(dcgan, images, holes)
-        yield "candidates, --blend none", search.composite(images, holes.masks, generated).numpy()
-        yield "candidates, --blend poisson", compositing.blend(images, generated, holes.masks)
-    if encoder:
-        start = encoder.guess(*holes.masked(images))
-        generated = searched(dcgan, images, holes, start, iterations=0)
-        yield "encoder, --nIter 0 --blend poisson", compositing.blend(images, generated, holes.masks)
-        if covariance:
-            yield "encoder, --nIter 0", compositing.blend(images, generated, holes.masks, covariance)
-        generated = searched(dcgan, images, holes, start)
-        yield "encoder, --blend poisson", compositing.blend(images, generated, holes.masks)
-    for detail in DETAILS if covariance else ():
-        yield f"--detail {detail:g}", compositing.blend(images, generated, holes.masks, covariance, detail)
-    if covariance:
-        yield "the default", compositing.blend(images, generated, holes.masks, covariance)
+    plain, poisson = (replace(completer, blending=blending) for blending in ("none", "poisson"))
+    if not (completer.encoder and brief):
+        generated = searched(replace(completer, encoder=None), images, holes)
+        yield "candidates, --blend none", plain.blend(images, generated, holes)
+        yield "candidates, --blend poisson", poisson.blend(images, generated, holes)
+    if completer.encoder:
+        generated = searched(replace(completer, settings={"iterations": 0}), images, holes)
+        yield "encoder, --nIter 0 --blend poisson", poisson.blend(images, generated, holes)
+        if completer.prior:
+            yield "encoder, --nIter 0", completer.blend(images, generated, holes)
+        generated = searched(completer, images, holes)
+        yield "encoder, --blend poisson", poisson.blend(images, generated, holes)
+    for detail in DETAILS if completer.prior else ():
+        yield f"--detail {detail:g}", completer.blend(images, generated, holes, detail)
+    if completer.prior:
+        yield "the default", completer.blend(images, generated, holes)
 
 
 def describer():
@@ -140,13 +137,8 @@ def main():
     parser.add_argument("--groups", action="store_true", help="tell groups of faces apart")
     args = parser.parse_args()
 
-    dcgan = encoder = covariance = None
-    size, channels = 64, 3
-    if args.checkpointDir:
-        dcgan = DCGAN.load(args.checkpointDir)
-        size, channels = dcgan.image_size, dcgan.c_dim
-        encoder, _ = Encoder.load(args.checkpointDir, dcgan)
-        covariance = prior.load(args.checkpointDir, dcgan.image_shape)
+    completer = Completer.load(args.checkpointDir, seed=SEED) if args.checkpointDir else None
+    size, _, channels = completer.dcgan.image_shape if completer else (64, 64, 3)
     paths = utils.find_images(args.images)
     chosen = np.random.default_rng(0).choice(len(paths), min(args.count, len(paths)), replace=False)
     paths = [paths[i] for i in sorted(chosen)]
@@ -158,8 +150,7 @@ def main():
     for kind, options in MASKS.items():
         made = [masks.make(kind, size, seed=(SEED, number), **options) for number in range(len(truths))]
         holes, label = masks.holes(kind, made), " ".join([kind, *map(str, options.values())])
-        given = dcgan, encoder, covariance, utils.to_float(truths), holes
-        for method, filled in completions(pca, *given, args.brief):
+        for method, filled in completions(pca, completer, utils.to_float(truths), holes, args.brief):
             rows.setdefault(method, {})[label] = scores(filled, truths, holes, describe, persons)
     print(f"\nPSNR / SSIM / sharpness / identity of {len(truths)} faces\n")
     print_table("", rows)
