@@ -95,14 +95,14 @@ def test_better_takes_each_image_for_itself():
 
 
 @pytest.mark.parametrize("iterations", [0, 12])
-def test_a_search_from_a_start_stays_near_it(tiny_dcgan, iterations):
+def test_a_search_from_a_start_stays_near_it(tiny, iterations):
     """The loss has the prior's share, and its pull is that of a quadratic: checked against the article's in NumPy."""
-    dcgan, x, start = tiny_dcgan(), images(3), zs(3)
+    x, start = images(3), zs(3)
     found = {}
     for prior in (0.0, 1e6):
         options = dict(start=start, prior=prior, iterations=iterations, lam=0.2)
-        first, *_, last = [*search.complete(dcgan, x, center_hole(3), **options)] * 2
-        _, contextual, perceptual, generated = dcgan.completion_loss(last.z, x, center_hole(3))
+        first, *_, last = [*search.complete(tiny, x, center_hole(3), **options)] * 2
+        _, contextual, perceptual, generated = tiny.completion_loss(last.z, x, center_hole(3))
         expected = contextual + 0.2 * perceptual + prior * np.sum((last.z - start) ** 2, 1)
         np.testing.assert_allclose(last.total, expected, rtol=1e-3)
         np.testing.assert_array_equal(first.z, start)
@@ -111,13 +111,13 @@ def test_a_search_from_a_start_stays_near_it(tiny_dcgan, iterations):
     assert (np.abs(found[0.0] - start).max(1) > 0.02).all() == (iterations > 0)
 
 
-def test_progress_counts_candidates_and_iterations(tiny_dcgan):
+def test_progress_counts_candidates_and_iterations(tiny):
     told = []
     options = dict(iterations=30, interval=30, candidates=200, progress=lambda done, total: told.append((done, total)))
-    list(search.complete(tiny_dcgan(), images(1), center_hole(1), **options))
+    list(search.complete(tiny, images(1), center_hole(1), **options))
     assert told == [(1, 34), (2, 34), (3, 34), (4, 34), (24, 34), (34, 34)]
     told.clear()
-    list(search.complete(tiny_dcgan(), images(1), center_hole(1), start=zs(1), **options))
+    list(search.complete(tiny, images(1), center_hole(1), start=zs(1), **options))
     assert told == [(20, 30), (30, 30)]
 
 
@@ -132,29 +132,29 @@ def test_other_starts_are_near_and_of_each_image_alone():
     assert (others[0] != others[1]).mean() > 0.6 and (others[:, 0] != others[:, 1]).mean() > 0.6
 
 
-def test_the_first_step_from_a_start_is_by_the_weights_and_the_prior(tiny_dcgan):
-    dcgan, x, mask, start = tiny_dcgan(), images(2), center_hole(2), zs(2)
+def test_the_first_step_from_a_start_is_by_the_weights_and_the_prior(tiny):
+    x, mask, start = images(2), center_hole(2), zs(2)
     options = dict(start=start, iterations=1, momentum=0.0, schedule="constant")
-    *_, last = search.complete(dcgan, x, mask, **options)
+    *_, last = search.complete(tiny, x, mask, **options)
     z = tf.constant(start)
     with tf.GradientTape() as tape:
         tape.watch(z)
-        _, contextual, perceptual, _ = dcgan.completion_loss(z, x, mask)
+        _, contextual, perceptual, _ = tiny.completion_loss(z, x, mask)
         losses = contextual + 0.1 * perceptual
     steps = tape.gradient(losses, z) / (3 * 192 + 6 * 100)
     np.testing.assert_allclose(last.z, np.clip(start - steps, -1, 1), atol=1e-5)
     assert (last.total < losses.numpy()).all()
 
 
-def test_adam_gets_nearer_from_a_start(tiny_dcgan):
-    first, *_, last = search.complete(tiny_dcgan(), images(4), center_hole(4), start=zs(4) / 2, approach="adam")
+def test_adam_gets_nearer_from_a_start(tiny):
+    first, *_, last = search.complete(tiny, images(4), center_hole(4), start=zs(4) / 2, approach="adam")
     assert (last.total < first.total).all()
 
 
-def test_the_default_step_is_stable_where_little_is_known(tiny_dcgan):
+def test_the_default_step_is_stable_where_little_is_known(tiny):
     """The prior's curvature alone would throw z about, were the step as long as the weights allow."""
     x, mask = images(2), np.zeros((2, 16, 16, 1), np.float32)
     mask[:, 3:5, 3] = 1
     options = dict(start=zs(2), iterations=40, interval=1)
-    currents = np.array([state.current for state in search.complete(tiny_dcgan(), x, mask, **options)])
+    currents = np.array([state.current for state in search.complete(tiny, x, mask, **options)])
     assert (currents[1:] < 2 * currents[0]).all() and (currents[-1] <= currents[0]).all()
