@@ -15,33 +15,36 @@ import cli
 from photos import alignment, geometry
 
 
-def parse_args(words=None):
+def parse_args():
     """The parser and the parsed arguments: those after -- are files, also if they begin with a dash."""
+    defaults = alignment.Settings()
     parser = cli.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.set_defaults(**defaults._asdict())
     add = parser.add_argument
     add("inputs", metavar="INPUT", nargs="+", help="photo, or folder of photos, searched in all subfolders")
     add("output", metavar="OUTPUT", help="folder for the crops, which mirrors the subfolders, and the record align.csv")
-    add("--size", type=cli.number(int, 1, 4096), default=64, help="side of the crops in pixels (%(default)s)")
-    add(
-        "--landmarks", choices=geometry.LANDMARKS, default="innerEyesAndBottomLip", help="what is aligned (%(default)s)"
-    )
+    add("--size", type=cli.number(int, 1, 4096), help="side of the crops in pixels (%(default)s)")
+    add("--landmarks", choices=geometry.LANDMARKS, help="what is aligned (%(default)s)")
     add(
         "--faces",
         choices=alignment.FACES,
-        default="largest",
         help="the largest face, the only one (a photo that shows several is skipped), or all, numbered (%(default)s)",
     )
     add(
         "--upsample",
         type=cli.number(int, 0, 4),
-        default=1,
         metavar="N",
         help="double the photo N times to find faces below 80 pixels (%(default)s)",
     )
     hole = parser.add_argument_group("holes, where they are not transparent")
     add = hole.add_mutually_exclusive_group().add_argument
     add("--mask", metavar="FILE", help="mask image as large as the one photo, white = missing")
-    add("--maskDir", metavar="DIR", help="folder that holds a mask image of the same name for each photo")
+    add(
+        "--maskDir",
+        dest="mask_dir",
+        metavar="DIR",
+        help="folder that holds a mask image of the same name for each photo",
+    )
     hole.add_argument(
         "--points",
         type=alignment.point,
@@ -52,20 +55,25 @@ def parse_args(words=None):
     )
     add = parser.add_argument
     add("--predictor", metavar="FILE", help="dlib's 68-point predictor (the one in face_recognition_models)")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    add("--workers", type=cli.number(int, 1), default=cores, metavar="N", help="processes (all cores: %(default)s)")
+    add("--workers", type=cli.number(int, 1), metavar="N", help="processes (all cores: %(default)s)")
     add("--overwrite", action="store_true", help="redo photos already aligned")
-    words = sys.argv[1:] if words is None else list(words)
+    words = sys.argv[1:]
     if "--" in words:  # which parse_intermixed_args does not understand
         start = words.index("--")
         words[start:] = [os.path.join(".", word) if word.startswith("-") else word for word in words[start + 1 :]]
     return parser, parser.parse_intermixed_args(words)
 
 
+def align(args):
+    """Align the photos of INPUT to OUTPUT."""
+    settings = {name: getattr(args, name) for name in alignment.Settings._fields}
+    alignment.align_photos(args.inputs, args.output, alignment.Settings(**settings))
+
+
 def main():
     """Run the script; returns its exit status."""
     parser, args = parse_args()
-    return parser.run(alignment.align, args)
+    return parser.run(align, args)
 
 
 if __name__ == "__main__":

@@ -166,9 +166,12 @@ def complete(args):
 
 def put_back(images, completed, out_dir, seed):
     """Put the completed crops of each sample back into the photos that they come from."""
-    for sample, crops in enumerate(completed if images.holes.kind not in ("lowres", "full") else ()):
-        folder = out_dir / (f"photos_{sample}" if completed[1:] else "photos")
-        count, outside = restoring.mend(folder, images.paths, images.holes, images.pixels, crops, seed + sample)
+    if images.holes.kind in ("lowres", "full"):
+        return
+    folders = [out_dir / (f"photos_{sample}" if completed[1:] else "photos") for sample in range(len(completed))]
+    crops = record.find_crops(images.paths)
+    results = restoring.restore(folders, crops, images.holes, images.pixels, completed, seed)
+    for folder, (count, outside) in zip(folders, results, strict=True):
         if count:
             print(f"{folder}: {count} mended; {outside:.0%} of the holes lie beside the faces, and are inpainted")
 

@@ -74,12 +74,12 @@ def edge(photo, hidden):
 
 def read_photos(folders):
     """The photos of which dlib finds the face: a dict from path to uint8 pixels (H, W, 3) and the shape of the face."""
-    detector, predictor = detection.load_models(detection.find_predictor())
+    detector = detection.FaceDetector.load()
     found = {}
     for path in [path for folder in folders for path in utils.find_images(folder)]:
         pixels = np.asarray(utils.open_image(path).convert("RGB"))
-        if boxes := detection.find_faces(pixels, detector):
-            found[path] = pixels, predictor(pixels, boxes[0])
+        if boxes := detector.find_faces(pixels):
+            found[path] = pixels, detector.predictor(pixels, boxes[0])
     return found
 
 
@@ -89,7 +89,7 @@ def landmarks_of(shape):
 
 
 def mend(kind, truths, folder, args):
-    """Draw a hole into each photo and fill it; returns dicts from path to what is hidden and to `record.Origin`."""
+    """Draw a hole into each photo and fill it; returns dicts from path to what is hidden and to `record.Crop`."""
     (folder / "masks").mkdir(parents=True)
     hidden = {}
     for number, (path, (pixels, shape)) in enumerate(truths.items()):
@@ -102,14 +102,14 @@ def mend(kind, truths, folder, args):
     subprocess.run([sys.executable, script, *args.inputs, *flags], check=True)
     print(f"{kind}: {time.time() - start:.0f} s", flush=True)
     rows = record.read_record(folder / "mended/aligned" / record.RECORD)
-    found = {row["source"]: record.origin(row, "") for (row,) in rows.values() if row["output"]}
+    found = {row["source"]: record.crop_of(row, folder) for (row,) in rows.values() if row["output"]}
     return hidden, {path: found[str(path.absolute())] for path in truths if str(path.absolute()) in found}
 
 
-def misplaced(origin, landmarks):
+def misplaced(crop, landmarks):
     """How far the three landmarks of a crop are from where they should be, in distances between the eyes: (3,)."""
-    wanted = origin.size * geometry.MINMAX_TEMPLATE[THREE] - origin.matrix[:, 2]
-    places = np.linalg.solve(origin.matrix[:, :2], wanted.T).T
+    wanted = crop.size * geometry.MINMAX_TEMPLATE[THREE] - crop.matrix[:, 2]
+    places = np.linalg.solve(crop.matrix[:, :2], wanted.T).T
     eyes = np.linalg.norm(landmarks[36:42].mean(0) - landmarks[42:48].mean(0))
     return np.linalg.norm(places - landmarks[THREE], axis=1) / eyes
 
@@ -142,13 +142,13 @@ def main():
     rows = {name: {} for name in ["found", "placed (each landmark)", *METHODS, ours]}
     for kind in HOLES:
         folder = args.out / kind.replace(" ", "-")
-        hidden, origins = mend(kind, truths, folder, args)
-        errors = np.array([misplaced(origin, landmarks_of(truths[path][1])) for path, origin in origins.items()])
+        hidden, found = mend(kind, truths, folder, args)
+        errors = np.array([misplaced(crop, landmarks_of(truths[path][1])) for path, crop in found.items()])
         rows["found"][kind] = f"{len(errors)} of {len(truths)}"
         rows["placed (each landmark)"][kind] = f"{(errors.mean(1) < 0.1).sum()} ({(errors.max(1) < 0.1).sum()})"
         for name in [*METHODS, ours]:
             values = []
-            for path in origins:
+            for path in found:
                 truth, shape = truths[path]
                 if name == ours:
                     pixels = np.asarray(utils.open_image(folder / f"mended/photos/{path.stem}.png").convert("RGB"))

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import cli
 
 import numpy as np
+from PIL import Image
 
 import utils
 from completion import masks
@@ -113,17 +114,12 @@ def removed_on_error(folder):
 
 def cut_faces(args, out_dir, size, channels):
     """TEMPORARY, until photos are aligned in memory."""
-    import align
     from photos import alignment
 
-    folder = out_dir / "aligned"
-    words = ["--size", str(size), "--faces", args.faces or "largest"]
-    words += [f"--{flag}={getattr(args, flag)}" for flag in ("mask", "maskDir") if getattr(args, flag)]
-    words += ["--points", *(f"{x},{y}" for x, y in args.points)] if args.points else []
-    _, settings = align.parse_args([*words, "--", *args.imgs, str(folder)])
-    if status := alignment.align(settings):
-        sys.exit(status)
-    damaged = any(utils.open_image(path).has_transparency_data for path in utils.find_images(folder))
+    settings = alignment.Settings(size, faces=args.faces or "largest", mask=args.mask, mask_dir=args.maskDir)
+    settings = settings._replace(points=args.points)
+    crops = alignment.align_photos(args.imgs, out_dir / "aligned", settings, keep=True)
+    damaged = any(crop.pixels.shape[2] == 4 for crop in crops)
     kind = args.maskType or ("alpha" if damaged else None)
-    flags = argparse.Namespace(**vars(args) | dict(imgs=[folder], mask=None, maskDir=None, maskType=kind))
-    return prepare(open_images([folder]), size, channels, flags)
+    flags = argparse.Namespace(**vars(args) | dict(imgs=[out_dir / "aligned"], mask=None, maskDir=None, maskType=kind))
+    return prepare(((crop.path, Image.fromarray(crop.pixels)) for crop in crops), size, channels, flags)

@@ -29,10 +29,10 @@ SCRATCHES = [[(188, 36), (198, 95), (214, 150), (228, 208)], [(281, 70), (246, 9
 def portraits(photos):
     """Scratch the two portraits, so little that their faces are still found."""
     scratches.ACROSS, scratches.WIDTH = 2, 0.03
-    detector, _ = detection.load_models(detection.find_predictor())
+    detector = detection.FaceDetector.load()
     for path in utils.find_images(photos):
         photo = utils.open_image(path).convert("RGB")
-        box = detection.find_faces(np.asarray(photo), detector)[0]
+        box = detector.find_faces(np.asarray(photo))[0]
         photo.paste("white", mask=scratches.scratched(photo.size, [box], np.random.default_rng(5)))
         photo.save(HOME.parent / "web/static" / f"{path.stem}.jpg", quality=90, subsampling=0)
 

@@ -41,14 +41,14 @@ def scratched(size, boxes, rng):
 
 def main(photos, out):
     """Scratch all photos of a folder, or one."""
-    detector, _ = detection.load_models(detection.find_predictor())
+    detector = detection.FaceDetector.load()
     for number, path in enumerate(utils.find_images(photos) if Path(photos).is_dir() else [Path(photos)]):
         try:
             photo = utils.flatten(utils.open_image(path), "white").convert("RGB")
         except cli.UserError as error:
             print(f"skipped {error}", file=sys.stderr)
             continue
-        boxes = detection.find_faces(np.asarray(photo), detector)
+        boxes = detector.find_faces(np.asarray(photo))
         if not boxes:
             print(f"skipped {path}: no face", file=sys.stderr)
             continue

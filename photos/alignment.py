@@ -6,7 +6,6 @@ import concurrent.futures
 import contextlib
 import csv
 import errno
-import functools
 import itertools
 import multiprocessing
 import multiprocessing.resource_tracker
@@ -22,114 +21,117 @@ import cli
 import numpy as np
 from tqdm import tqdm
 
-import checkpoint
 import utils
-from completion import masks, prior
-from photos import detection, geometry, occlusion, record
+from completion import masks
+from photos import detection, geometry, occlusion, reading, record
+
+FACES = ["largest", "only", "all"]
+STATUSES = ["already done", "no face", "several faces", "unreadable"]  # of photos without a new crop
+MEMORY = 2**30  # bytes of decoded photos that are kept for restoring
+
+
+class Settings(NamedTuple):
+    """How photos are aligned: align.py's flags."""
+
+    size: int = 64
+    landmarks: str = "innerEyesAndBottomLip"  # one of `geometry.LANDMARKS`
+    faces: str = "largest"  # one of `FACES`
+    upsample: int = 1
+    mask: str | None = None
+    mask_dir: str | None = None
+    points: list | None = None  # (3, 2)
+    predictor: str | None = None
+    workers: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    overwrite: bool = False
 
 
 class Face(NamedTuple):
     """A face in a photo."""
 
     box: object  # dlib.rectangle, pixels of the photo, right and bottom included
-    matrix: np.ndarray  # (2, 3), see `affine`
+    matrix: np.ndarray  # (2, 3), see `geometry.affine`
     crop: np.ndarray  # uint8 (size, size, 3), or 4 if any of the photo is missing
-    seen: (
-        str  # how, if any is missing: "inpainted", "grey", "mirrored", or some of them; "points": it was not looked for
-    )
+    seen: str  # if any is missing, how it was found: "inpainted", "grey", "mirrored", or some of them; or by "points"
 
 
-def align_photo(
-    photo,
-    detector,
-    predictor,
-    size=64,
-    landmarks="innerEyesAndBottomLip",
-    faces="largest",
-    upsample=1,
-    mask=None,
-    points=None,
-    covariance=None,
-):
-    """Find the faces in a Pillow image and crop them: a list of `Face`, and how many faces there are.
+def align_photo(photo, detector, size=64, landmarks="innerEyesAndBottomLip", faces="largest", upsample=1, points=None):
+    """Find the faces in a `reading.Photo` and crop them: a list of `Face`, and how many faces there are.
 
-    mask: an image file that hides a part of the photo; what is transparent is hidden, too. points: the places (3, 2) of
-    the three landmarks of the one face; none is looked for then. For the rest see the functions above. With `faces`
-    "only" several are all returned. Raises UserError as `masks.missing` does, and ValueError for points on one line.
+    detector: `detection.FaceDetector`. points: the places (3, 2) of the three landmarks of the one face; none is looked
+    for then. With `faces` "only" several are all returned. Raises UserError and ValueError for points that no face has.
     """
-    hidden = masks.missing(photo, mask)
-    pixels = layers = np.asarray(utils.flatten(photo, "grey").convert("RGB"))
-    if hidden.any():
-        layers = np.array(photo.convert("RGBA"))
-        layers[hidden & (layers[..., 3] == 255), 3] = 0
+    layers, hidden = photo.rgba, photo.hidden
+    pixels = layers[..., :3].copy()
     if points is not None:
         found = [geometry.landmarks_by_hand(points, landmarks, hidden.shape)]
     elif hidden.any():
         found = occlusion.find_faces_under(pixels, hidden, detector, faces, upsample)
     else:
-        found = detection.find_faces(pixels, detector, faces, upsample)
+        found = detector.find_faces(pixels, faces, upsample)
     results = []
     for one in found[:1] if faces == "largest" else found:
         if points is not None:
             box, places, how = None, one, "points"
         elif hidden.any():
-            box, places = one[0].box, occlusion.landmarks_under(hidden, one, covariance, detector, predictor)
-            how = "+".join(dict.fromkeys(sighting.how for sighting in one))
+            box, places = one[0].box, occlusion.landmarks_under(hidden, one, detector)
+            how = "+".join(dict.fromkeys(each.filling for each in one))
         else:
-            box, places, how = one, detection.find_landmarks(pixels, one, predictor), ""
+            box, places, how = one, detector.find_landmarks(pixels, one), ""
         matrix = geometry.affine(places, size, landmarks)
-        results.append(Face(box or geometry.bounds(matrix, size), matrix, geometry.warp(layers, matrix, size), how))
+        crop = geometry.warp(layers if hidden.any() else pixels, matrix, size)
+        results.append(Face(box or geometry.bounds(matrix, size), matrix, crop, how))
     return results, len(found)
 
 
-FACES = ["largest", "only", "all"]
+class Task(NamedTuple):
+    """A photo to align."""
+
+    source: str
+    name: str  # of its crops, see `name_crops`
+    mask: str | None  # its mask image
+    keep: bool  # whether it stays in memory
 
 
-def align_file(source, stem, mask, args, models):
-    """Align one file; returns its rows of the record, with the number of faces found, and each crop as a PNG file.
+def align_file(task, output, settings, models):
+    """Align one file; returns its rows of the record and its `Crop`s.
 
-    mask: the mask image of the photo, or None.
+    The rows hold the number of faces found, and each crop as a PNG file's bytes, too. models: what
+    `detection.load_models` returns.
     """
     found = 0
 
     def row(status, **cells):
-        cells |= {name: getattr(args, name) for name in record.SETTINGS}
-        return dict(source=source, status=" ".join(status.split()), found=found, mask=mask) | cells
+        cells |= {name: getattr(settings, name) for name in record.SETTINGS}
+        return dict(source=task.source, status=" ".join(status.split()), found=found, mask=task.mask) | cells
 
-    settings = dict(size=args.size, landmarks=args.landmarks, faces=args.faces, upsample=args.upsample)
     try:
-        if args.maskDir and not mask:
-            raise cli.UserError(f"--maskDir {args.maskDir}: holds no mask, or several, named {Path(source).stem}")
-        photo = utils.open_image(source)
-        if mask or photo.has_transparency_data:
-            settings["covariance"] = covariance_of_faces()
-        results, found = align_photo(photo, *models, mask=mask, points=args.points, **settings)
+        if settings.mask_dir and not task.mask:
+            name = Path(task.source).stem
+            raise cli.UserError(f"--maskDir {settings.mask_dir}: holds no mask, or several, named {name}")
+        photo = reading.read_photo(task.source, task.mask)
+        detector = detection.FaceDetector(*models, None if photo.alpha is None else detection.pretrained_prior())
+        faces, found = align_photo(photo, detector, *settings[:4], settings.points)
     except cli.UserError as error:
-        return [row(f"unreadable: {error.__cause__ if str(error).startswith(f'{source}: ') else error}")]
+        why = error.__cause__ if str(error).startswith(f"{task.source}: ") else error
+        return [row(f"unreadable: {why}")], []
     except Exception as error:  # one odd photo, such as one too large for the memory, must not end the run
-        return [row(f"unreadable: {type(error).__name__} {error}")]
-    if not results:
-        return [row("no face")]
-    if args.faces == "only" and found > 1:
-        return [row("several faces")]
-    rows = []
-    for number, face in enumerate(results):
-        output = output_of(stem, args, number)
-        if too_long(Path(args.output, output)):
-            return [row("unreadable: file name too long for a crop's")]
+        return [row(f"unreadable: {type(error).__name__} {error}")], []
+    if not faces:
+        return [row("no face")], []
+    if settings.faces == "only" and found > 1:
+        return [row("several faces")], []
+    rows, crops = [], []
+    for number, face in enumerate(faces):
+        path = Path(output, output_of(task.name, settings.faces, number))
+        if too_long(path):
+            return [row("unreadable: file name too long for a crop's")], []
         corners = [face.box.left(), face.box.top(), face.box.right(), face.box.bottom()]
         places = dict(zip(record.BOX + record.MATRIX, corners + face.matrix.ravel().tolist(), strict=True))
-        rows.append(row("aligned", output=output, face=number, seen=face.seen, crop=png(face.crop), **places))
-    return rows
-
-
-@functools.cache
-def covariance_of_faces():
-    """The prior of the model that came with this code, which tells where hidden landmarks are, or None."""
-    if not checkpoint.holds_model(checkpoint.SHIPPED):
-        return None
-    size = checkpoint.read_config(checkpoint.SHIPPED)["architecture"]["image_size"]
-    return prior.load(checkpoint.SHIPPED, (size, size, 3))
+        cells = dict(output=path.relative_to(output).as_posix(), face=number, seen=face.seen, crop=png(face.crop))
+        rows.append(row("aligned", **cells, **places))
+        origin = Path(task.source), task.mask and Path(task.mask), face.matrix, settings.size
+        crops.append(record.Crop(path, *origin, face.crop, photo if task.keep else None))
+    return rows, crops
 
 
 def too_long(path):
@@ -149,12 +151,12 @@ def png(pixels):
     return cv2.imencode(".png", cv2.cvtColor(pixels, order))[1].tobytes()
 
 
-def align_files(tasks, args):
-    """What a worker process does: `align_file` for each task of a few; returns their rows, a list each."""
+def align_files(tasks, output, settings):
+    """What a worker process does: `align_file` for each `Task` of a few; returns what it returns, in a list."""
     import cv2
 
     cv2.setNumThreads(1)  # the photos are what is done in parallel
-    return [align_file(*task, args, detection.load_models(args.predictor)) for task in tasks]
+    return [align_file(task, output, settings, detection.load_models(settings.predictor)) for task in tasks]
 
 
 @contextlib.contextmanager
@@ -169,8 +171,8 @@ def one_thread():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def in_parallel(tasks, args):
-    """Yield the rows of each (source, stem, mask) in the iterator `tasks`, as `args.workers` processes get them done.
+def in_parallel(tasks, output, settings):
+    """Yield what `align_file` returns for each `Task` of an iterator, as the worker processes get them done.
 
     Only a few tasks are under way at any time, so that an end of `tasks` is the end soon after. Raises the UserError
     that a worker met, and one if a worker is killed.
@@ -179,9 +181,9 @@ def in_parallel(tasks, args):
     # Ctrl-C reaches all processes, and only this one is to act on it: what is blocked here, the others inherit
     multiprocessing.resource_tracker.ensure_running()  # which would unblock it
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
-    with concurrent.futures.ProcessPoolExecutor(args.workers, context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(settings.workers, context) as pool:
         with one_thread():
-            waiting = {pool.submit(align_files, [], args): [] for _ in range(2 * args.workers)}
+            waiting = {pool.submit(align_files, [], output, settings): [] for _ in range(2 * settings.workers)}
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         while waiting:
             done, _ = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
@@ -193,11 +195,11 @@ def in_parallel(tasks, args):
                         worker.kill()  # they block the SIGTERM by which the pool would end them
                     raise cli.UserError(
                         "a worker process was killed: is there too little memory? --workers 1 needs less; or take away "
-                        f"the photo, one of {', '.join(source for some in waiting.values() for source, *_ in some)}"
+                        f"the photo, one of {', '.join(task.source for some in waiting.values() for task in some)}"
                     ) from error
                 del waiting[future]
                 if some := list(itertools.islice(tasks, 4)):
-                    waiting[pool.submit(align_files, some, args)] = some
+                    waiting[pool.submit(align_files, some, output, settings)] = some
                 yield from answer
 
 
@@ -248,9 +250,9 @@ def name_crops(sources):
     return names
 
 
-def output_of(name, args, number=0):
+def output_of(name, faces, number=0):
     """The path in OUTPUT of a crop of the photo that `name_crops` gave this name."""
-    return f"{name}_{number}.png" if args.faces == "all" else f"{name}.png"
+    return f"{name}_{number}.png" if faces == "all" else f"{name}.png"
 
 
 def crop_name(row):
@@ -258,22 +260,22 @@ def crop_name(row):
     return re.sub(r"_\d+\.png$" if row["faces"] == "all" else r"\.png$", "", row["output"])
 
 
-def find_masks(sources, args):
+def find_masks(sources, settings):
     """The mask images of photos: a dict from source to absolute path, without those that have none or several.
 
     Raises UserError where --mask or --points is for another number of photos than one, or there is no --maskDir.
     """
     for flag in ("mask", "points"):
-        if getattr(args, flag) is not None and len(sources) != 1:
+        if getattr(settings, flag) is not None and len(sources) != 1:
             other = "; --maskDir takes a folder of masks" if flag == "mask" else ""
             raise cli.UserError(f"--{flag}: is for one photo, and INPUT holds {len(sources)}{other}")
-    if args.mask:
-        masks.read_hidden(args.mask)  # a bad one is better told of before the work begins
-        return {source: os.path.abspath(args.mask) for source in sources}
-    named, found = masks.by_name(args.maskDir) if args.maskDir else None, {}
+    if settings.mask:
+        masks.read_hidden(settings.mask)  # a bad one is better told of before the work begins
+        return {source: os.path.abspath(settings.mask) for source in sources}
+    named, found = masks.by_name(settings.mask_dir) if settings.mask_dir else None, {}
     for source, mirrored in sources.items() if named else ():
         with contextlib.suppress(cli.UserError):
-            found[source] = os.path.abspath(masks.named_as(mirrored, named, args.maskDir))
+            found[source] = os.path.abspath(masks.named_as(mirrored, named, settings.mask_dir))
     for mask, users in collections.Counter(found.values()).items():
         if users > 1:
             which = " and ".join(source for source in found if found[source] == mask)
@@ -281,7 +283,7 @@ def find_masks(sources, args):
     return found
 
 
-def plan(sources, records, output, args, hidden):
+def plan(sources, records, output, settings, hidden):
     """What is to do: a dict from source to the name of its crops. Photos aligned before are done, and keep their names.
 
     hidden: their masks, as `find_masks` returns them. Raises UserError if OUTPUT holds crops of other settings or
@@ -291,7 +293,7 @@ def plan(sources, records, output, args, hidden):
     done = {s for s, rows in records.items() if all(row["output"] in present for row in rows)}
     names = name_crops(sources)
     names |= {source: crop_name(rows[0]) for source, rows in records.items() if source in names and rows[0]["output"]}
-    todo = {source: name for source, name in names.items() if args.overwrite or source not in done}
+    todo = {source: name for source, name in names.items() if settings.overwrite or source not in done}
     for row in itertools.chain.from_iterable(records[source] for source in done - todo.keys()):
         if row["mask"] != hidden.get(row["source"], ""):
             raise cli.UserError(
@@ -299,17 +301,18 @@ def plan(sources, records, output, args, hidden):
                 "choose another OUTPUT, or --overwrite"
             )
         for setting in record.SETTINGS:
-            if row[setting] != str(getattr(args, setting)):
+            wanted = str(getattr(settings, setting))
+            if row[setting] != wanted:
                 raise cli.UserError(
-                    f"--{setting} {getattr(args, setting)}: OUTPUT {output} holds crops of --{setting} {row[setting]}; "
+                    f"--{setting} {wanted}: OUTPUT {output} holds crops of --{setting} {row[setting]}; "
                     "choose another OUTPUT, or --overwrite if all its photos are given"
                 )
     owners = {row["output"]: source for source, rows in records.items() for row in rows}
-    taken = {crop_name(dict(output=o, faces=args.faces)).casefold(): (o, owners.get(o)) for o in present}
+    taken = {crop_name(dict(output=o, faces=settings.faces)).casefold(): (o, owners.get(o)) for o in present}
     for source, name in todo.items():
-        utils.inside(output, output_of(name, args))
+        utils.inside(output, output_of(name, settings.faces))
         place, owner = taken.get(name.casefold(), ("", source))
-        if owner != source and (owner or not args.overwrite):
+        if owner != source and (owner or not settings.overwrite):
             raise cli.UserError(
                 f"OUTPUT {output / place}: is there already, made of {owner or 'something align.csv does not know'}; "
                 f"choose another OUTPUT for {source}"
@@ -337,49 +340,62 @@ def store(output, rows, old):
                 file.write(crop)
 
 
-def align(args):
-    """Align the photos of INPUT to OUTPUT, and say what became of them; returns the exit status."""
-    output = Path(args.output)
-    sources = find_photos(args.inputs, output)
-    if args.predictor:
-        detection.load_models(args.predictor)  # a bad one is better told of before the work begins
-    args.predictor = args.predictor or detection.find_predictor()
-    hidden = find_masks(sources, args)
+def align_photos(inputs, output, settings, keep=False):
+    """Align the photos among `inputs`, files and folders, to the folder `output`, and print what became of them.
+
+    Returns, where `keep` asks for them, the `Crop`s made, in the order of their paths, with their photos as far as
+    `MEMORY` reaches. Raises UserError if nothing could be aligned, and SystemExit where a signal stopped it.
+    """
+    output = Path(output)
+    sources = find_photos(inputs, output)
+    if settings.predictor:
+        detection.load_models(settings.predictor)  # a bad one is better reported before the work begins
+    hidden = find_masks(sources, settings)
     utils.make_directory(output, "OUTPUT")
     records = record.read_record(output / record.RECORD)
-    todo = plan(sources, records, output, args, hidden)
-    counts = collections.Counter({"already done": len(sources) - len(todo)})
+    todo = plan(sources, records, output, settings, hidden)
     for draft in output.rglob(".[0-9]*.draft"):  # of a run that was killed
         draft.unlink()
     record.write_record(output / record.RECORD, records)
 
-    args.workers = max(1, min(args.workers, len(todo)))
+    predictor = settings.predictor or detection.find_predictor()
+    settings = settings._replace(predictor=predictor, workers=max(1, min(settings.workers, len(todo))))
+    counts = collections.Counter({"already done": len(sources) - len(todo)})
+    crops, room = [], MEMORY if keep else 0
     with cli.deferred_signals() as received:
-        tasks = ((source, name, hidden.get(source)) for source, name in todo.items())
+        tasks = (Task(source, name, hidden.get(source), room > 0) for source, name in todo.items())
         tasks = itertools.takewhile(lambda task: not received, tasks)
         with tqdm(total=len(todo), unit="photo", dynamic_ncols=True, disable=not todo) as bar:
-            for rows in in_parallel(tasks, args) if todo else ():
-                source, status, found = (rows[0][key] for key in ("source", "status", "found"))
-                store(output, rows, records.pop(source, []))
-                counts[status.partition(":")[0]] += 1
-                counts["faces"] += sum("crop" in row for row in rows)
-                if status != "aligned":
-                    bar.write(f"skipped {source}: {status}", file=sys.stderr)
-                elif found > len(rows):
-                    which = "one with a hole, or the largest," if rows[0]["seen"] else "the largest"
-                    bar.write(f"{source}: took {which} of {found} faces; --faces all takes them all", file=sys.stderr)
-                bar.update()
+            for rows, cut in in_parallel(tasks, output, settings) if todo else ():
+                store(output, rows, records.pop(rows[0]["source"], []))
+                count(rows, counts, bar)
+                if keep and cut:
+                    room -= cut[0].photo.nbytes if cut[0].photo else 0
+                    crops += cut if room > 0 else [crop._replace(photo=None) for crop in cut]
     record.write_record(output / record.RECORD, record.read_record(output / record.RECORD))
 
-    kinds = ["already done", "no face", "several faces", "unreadable"]
-    summary = ", ".join(f"{counts[kind]} {kind}" for kind in kinds)
+    summary = ", ".join(f"{counts[status]} {status}" for status in STATUSES)
     print(f"{output}: {counts['faces']} faces aligned in {counts['aligned']} of {len(sources)} photos, {summary}")
     if received:
-        print(f"stopped; the same command {'starts again' if args.overwrite else 'goes on from there'}")
-        return 128 + received[0]
+        print(f"stopped; the same command {'starts again' if settings.overwrite else 'resumes'}")
+        sys.exit(128 + received[0])
     if not counts["aligned"] + counts["already done"]:
-        why = ", ".join(f"{counts[kind]} {kind}" for kind in kinds if counts[kind])
-        raise cli.UserError(f"INPUT {args.inputs[0]}: nothing was aligned ({why}); see above")
+        why = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
+        raise cli.UserError(f"INPUT {inputs[0]}: nothing was aligned ({why}); see above")
+    return sorted(crops, key=lambda crop: crop.path)
+
+
+def count(rows, counts, bar):
+    """Count what became of a photo, by its rows of the record, and report faces that are not cut out on the bar."""
+    source, status, found = (rows[0][key] for key in ("source", "status", "found"))
+    counts[status.partition(":")[0]] += 1
+    counts["faces"] += sum("crop" in row for row in rows)
+    if status != "aligned":
+        bar.write(f"skipped {source}: {status}", file=sys.stderr)
+    elif found > len(rows):
+        which = "one with a hole, or the largest," if rows[0]["seen"] else "the largest"
+        bar.write(f"{source}: took {which} of {found} faces; --faces all takes them all", file=sys.stderr)
+    bar.update()
 
 
 def point(text):

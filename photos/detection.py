@@ -3,11 +3,14 @@
 import functools
 import importlib.util
 from pathlib import Path
+from typing import NamedTuple
 
 import cli
 
 import numpy as np
 
+import checkpoint
+from completion import prior
 from photos import geometry
 
 
@@ -24,7 +27,7 @@ def find_predictor():
 
 @functools.cache
 def load_models(predictor):
-    """dlib's frontal face detector and the 68-point predictor in the file `predictor`, as (detector, predictor).
+    """dlib's frontal face detector and the 68-point predictor in the file `predictor`, as (frontal, predictor).
 
     Raises UserError, saying how to get a good one, if that file is missing, damaged or another kind of model.
     """
@@ -43,21 +46,41 @@ def load_models(predictor):
     return dlib.get_frontal_face_detector(), model
 
 
-def find_faces(pixels, detector, faces="largest", upsample=1):
-    """The boxes (dlib.rectangle, photo pixels, right and bottom included) of the faces in uint8 RGB (H, W, 3).
-
-    "largest" doubles the photo, up to `upsample` times, only while nothing is found: faster, and with fewer false
-    faces; the largest is the first. "only" and "all" double it at once, and give the surest first.
-    """
-    pixels = np.ascontiguousarray(pixels)  # of a strided array dlib reads whatever is in memory
-    boxes = []
-    for times in range(upsample + 1) if faces == "largest" else [upsample]:
-        if boxes := list(detector(pixels, times)):
-            break
-    return sorted(boxes, key=lambda box: -box.area()) if faces == "largest" else boxes
+@functools.cache
+def pretrained_prior():
+    """The prior of the pretrained model, which tells where hidden landmarks are, or None without such a model."""
+    if not checkpoint.holds_model(checkpoint.SHIPPED):
+        return None
+    size = checkpoint.read_config(checkpoint.SHIPPED)["architecture"]["image_size"]
+    return prior.load(checkpoint.SHIPPED, (size, size, 3))
 
 
-def find_landmarks(pixels, box, predictor):
-    """The 68 landmarks of the face in `box`, as float32 (68, 2) x, y in pixels of the photo."""
-    points = predictor(np.ascontiguousarray(pixels), box).parts()
-    return np.float32([(point.x, point.y) for point in points])
+class FaceDetector(NamedTuple):
+    """Finds faces and their landmarks; a copy of dlib's detector serves one thread at a time."""
+
+    frontal: object  # dlib.fhog_object_detector
+    predictor: object  # dlib.shape_predictor
+    prior: prior.ProbabilisticPCA | None  # of faces, for those that are partly hidden
+
+    @classmethod
+    def load(cls):
+        """With the installed predictor and the pretrained prior; raises UserError as these do."""
+        return cls(*load_models(find_predictor()), pretrained_prior())
+
+    def find_faces(self, pixels, faces="largest", upsample=1):
+        """The boxes (dlib.rectangle, photo pixels, right and bottom included) of the faces in uint8 RGB (H, W, 3).
+
+        "largest" doubles the photo, up to `upsample` times, only while nothing is found: faster, and with fewer false
+        faces; the largest is the first. "only" and "all" double it at once, and give the surest first.
+        """
+        pixels = np.ascontiguousarray(pixels)  # of a strided array dlib reads whatever is in memory
+        boxes = []
+        for times in range(upsample + 1) if faces == "largest" else [upsample]:
+            if boxes := list(self.frontal(pixels, times)):
+                break
+        return sorted(boxes, key=lambda box: -box.area()) if faces == "largest" else boxes
+
+    def find_landmarks(self, pixels, box):
+        """The 68 landmarks of the face in `box`, as float32 (68, 2) x, y in pixels of the photo."""
+        points = self.predictor(np.ascontiguousarray(pixels), box).parts()
+        return np.float32([(point.x, point.y) for point in points])

@@ -33,7 +33,7 @@ TEMPLATE = np.array(
     0.571057789237 0.74332894691    0.672409137852 0.744177032192   0.572539621444 0.776609286626
     0.5240106503 0.783370783245     0.477561227414 0.778476346951
     """.split(),
-    np.float32,  # as OpenFace has it: the crops are to be the same to the last bit
+    np.float32,  # as OpenFace has it: the crops are to be bitwise identical
 ).reshape(68, 2)
 
 
@@ -58,6 +58,16 @@ def affine(landmarks, size, which="innerEyesAndBottomLip"):
     return matrix
 
 
+def resize_matrix(zoom, start=(0, 0)):
+    """The 3x3 matrix that takes pixels (x, y, 1) of a picture to those of one `zoom` times as large, at their centres.
+
+    zoom: a number, or one for x and one for y. start: where the larger picture begins in a whole one, whose pixels are
+    meant then.
+    """
+    (x, y), (left, top) = np.broadcast_to(zoom, 2), start
+    return np.array([[x, 0, x / 2 - 0.5 + left], [0, y, y / 2 - 0.5 + top], [0, 0, 1]])
+
+
 def warp(pixels, matrix, size):
     """Crop uint8 (H, W, 3 or 4), RGB or RGBA, by a 2x3 matrix from photo to crop pixels: uint8 (size, size, 3 or 4).
 
@@ -69,14 +79,13 @@ def warp(pixels, matrix, size):
 
     shrink = abs(cv2.determinant(matrix[:, :2])) ** -0.5
     factor = int(shrink) if shrink > 2 else 1
-    # pixel i of the reduced photo has its centre at factor * i + (factor - 1) / 2 of the photo
-    enlarge = np.array([[factor, 0, (factor - 1) / 2], [0, factor, (factor - 1) / 2], [0, 0, 1]])
+    matrix = matrix @ resize_matrix(factor)  # from pixels of the reduced photo
 
     def reduce(pixels):
         return np.asarray(Image.fromarray(pixels).reduce(factor)) if factor > 1 else pixels
 
     def crop(pixels, border=0):
-        return cv2.warpAffine(pixels, matrix @ enlarge, (size, size), flags=cv2.INTER_LINEAR, borderValue=border)
+        return cv2.warpAffine(pixels, matrix, (size, size), flags=cv2.INTER_LINEAR, borderValue=border)
 
     if pixels.shape[2] == 3:
         return crop(reduce(pixels))

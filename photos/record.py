@@ -11,7 +11,7 @@ import cli
 import numpy as np
 
 import utils
-from photos import geometry
+from photos import geometry, reading
 
 RECORD = "align.csv"
 
@@ -75,21 +75,30 @@ def record_above(path):
     return next((folder for folder in Path(path).absolute().parents if (folder / RECORD).exists()), None)
 
 
-class Origin(NamedTuple):
-    """Where a crop was cut out."""
+class Crop(NamedTuple):
+    """An aligned face, and where it was cut out."""
 
+    path: Path  # its PNG file
     source: Path  # the photo
-    mask: Path | None  # a mask image of it
-    matrix: np.ndarray  # (2, 3), from its pixels (x, y, 1), upright, to the crop's
-    size: int  # of the crop, pixels
+    mask_file: Path | None  # the mask image of the photo
+    matrix: np.ndarray  # (2, 3), from the photo's pixels (x, y, 1), upright, to the crop's
+    size: int  # pixels
+    pixels: np.ndarray | None = None  # uint8 (size, size, 3 or 4), see `geometry.warp`; None: they are in its file
+    photo: reading.Photo | None = None  # None: it is to be read again
+
+    @property
+    def mask(self):
+        """Which of its `pixels` are known: float32 (size, size, 1)."""
+        alpha = self.pixels[..., 3:]
+        return (alpha == 255).astype(np.float32) if alpha.size else np.ones((self.size, self.size, 1), np.float32)
 
 
-def origins(paths):
-    """Where crops come from: a dict from those of `paths` that an align.csv in a folder above tells of to `Origin`.
+def find_crops(paths):
+    """The `Crop` in each of some files, without its pixels; None where no align.csv in a folder above knows it.
 
-    A record that can't be used, or a row of it, is told of, and its crops have no origin.
+    A record, or a row of it, that cannot be used is reported, and taken for none.
     """
-    found, records = {}, {}
+    found, records = dict.fromkeys(paths), {}
     for path in paths:
         folder = record_above(path)
         if folder is None:
@@ -100,19 +109,21 @@ def origins(paths):
                 rows = read_record(folder / RECORD).values()
                 records[folder] = {row["output"]: row for some in rows for row in some if row["output"]}
             row = records[folder].get(path.absolute().relative_to(folder).as_posix())
-            if row:
-                found[path] = origin(row, folder / RECORD)
+            found[path] = row and crop_of(row, folder)
         except cli.UserError as error:
             print(f"photos are not mended: {error}", file=sys.stderr)
-    return found
+    return [found[path] for path in paths]
 
 
-def origin(row, record):
-    """The `Origin` in a row of a record; raises UserError if its numbers cannot be those of a crop."""
+def crop_of(row, folder):
+    """The `Crop` in a row of a folder's record; raises UserError if its numbers cannot be those of a crop."""
     try:
         matrix, size = np.array([float(row[name]) for name in MATRIX]).reshape(2, 3), int(row["size"])
         if not np.isfinite(matrix).all() or not 1e-4 < abs(np.linalg.det(matrix[:, :2])) < 1e4 or not 0 < size <= 4096:
             raise ValueError("a matrix that no crop has")
     except ValueError as error:
-        raise cli.UserError(f"{record}: of {row['source']} ({error}); run align.py again, with --overwrite") from error
-    return Origin(Path(row["source"]), Path(row["mask"]) if row["mask"] else None, matrix, size)
+        raise cli.UserError(
+            f"{folder / RECORD}: of {row['source']} ({error}); run align.py again, with --overwrite"
+        ) from error
+    mask = Path(row["mask"]) if row["mask"] else None
+    return Crop(folder / row["output"], Path(row["source"]), mask, matrix, size)

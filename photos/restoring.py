@@ -1,6 +1,6 @@
 """Completed crops go back into their photos: enlarged, joined without a seam, and with the photo's grain."""
 
-import io
+import contextlib
 import sys
 from typing import NamedTuple
 
@@ -11,11 +11,11 @@ import scipy.linalg
 import scipy.ndimage
 import scipy.sparse
 import scipy.sparse.linalg
-from PIL import Image, ImageCms
+from PIL import Image
 
 import utils
-from completion import compositing, masks
-from photos import geometry, record
+from completion import compositing
+from photos import geometry, occlusion, reading, record
 
 MARGIN = 32  # pixels of a photo that are looked at around its hole
 
@@ -40,12 +40,13 @@ def into_photo(photo, hidden, crops, matrices, seed=0):
     if hidden.any():
         part = surrounding(hidden, MARGIN)  # all work is done in the part of the photo around the hole
         filled, rest = photo[part].astype(np.float64), hidden[part].copy()
-        owners = owner_of_pixels(rest, [shifted(matrix, part) for matrix in matrices], [len(crop) for crop in crops])
+        matrices = [matrix @ geometry.resize_matrix(1, (part[1].start, part[0].start)) for matrix in matrices]
+        owners = owner_of_pixels(rest, matrices, [len(crop) for crop in crops])
         for number, (crop, matrix) in enumerate(zip(crops, matrices, strict=True)):
             own = rest & (owners == number)
             if not own.any():
                 continue
-            face = enlarged(crop, shifted(matrix, part), rest.shape)
+            face = enlarged(crop, matrix, rest.shape)
             error = np.where(rest[..., None], 0.0, filled - face)
             filled[own] = (face + compositing.harmonic(error, own, ~rest))[own]
             rest &= ~own
@@ -60,12 +61,6 @@ def surrounding(hidden, margin):
     """The slices of the smallest rectangle that holds all of boolean (H, W) `hidden` and `margin` pixels around it."""
     spans = [np.flatnonzero(hidden.any(axis)) for axis in (1, 0)]
     return tuple(slice(max(0, int(span[0]) - margin), int(span[-1]) + 1 + margin) for span in spans)
-
-
-def shifted(matrix, part):
-    """A (2, 3) matrix from pixels of a photo as one from pixels of a `part` of it, two slices."""
-    offset = np.array([part[1].start, part[0].start])
-    return np.column_stack([matrix[:, :2], matrix[:, :2] @ offset + matrix[:, 2]])
 
 
 def owner_of_pixels(hidden, matrices, sizes):
@@ -96,15 +91,11 @@ def enlarged(crop, matrix, shape):
 
 def inpainted(pixels, hidden):
     """float64 (H, W, C) with what is `hidden` inpainted after Telea, at a lower resolution where it is large."""
-    import cv2
-
     if not hidden.any() or hidden.all():
         return pixels
     shrink = max(1, round((hidden.sum() / INPAINTED) ** 0.5))
     shares, sums = (compositing.shrunk(values, shrink) for values in (~hidden[..., None], pixels * ~hidden[..., None]))
-    small = np.clip(sums / np.maximum(shares, 1e-6), 0, 255).round().astype(np.uint8)
-    filled = cv2.inpaint(small, (shares[..., 0] < 0.5).astype(np.uint8), 3, cv2.INPAINT_TELEA)
-    large = cv2.resize(filled, hidden.shape[::-1], interpolation=cv2.INTER_LINEAR).reshape(*hidden.shape, -1)
+    large = occlusion.inpaint(shares[..., 0], sums, hidden.shape)
     large = large + compositing.harmonic(np.where(hidden[..., None], 0.0, pixels - large), hidden, ~hidden)
     return np.where(hidden[..., None], large, pixels)
 
@@ -143,133 +134,107 @@ def grain(photo, hidden, seed):
     return drawn @ np.linalg.cholesky(covariance + 1e-9 * np.eye(len(covariance))).T
 
 
-GREY = "1", "L", "LA", "La"  # modes of Pillow without colours
-
-
 OTHER = 16  # grey levels, the mean difference from which a photo is another one
 
 
-def to_model(origin, size):
-    """The (2, 3) matrix from the photo's pixels to those of its crop resized to `size`."""
-    zoom = size / origin.size
-    return np.column_stack([zoom * origin.matrix[:, :2], zoom * (origin.matrix[:, 2] + 0.5) - 0.5])
-
-
 class Part(NamedTuple):
-    """A completed crop."""
+    """A completed crop of a photo."""
 
-    origin: record.Origin
+    crop: record.Crop
     mask: np.ndarray  # (size, size, 1), 1 = known
-    crop: np.ndarray  # uint8 (size, size, C), as it was
-    completed: np.ndarray  # the same, completed
+    pixels: np.ndarray  # uint8 (size, size, C), as it was
+    completed: list  # the same, completed, for each sample
 
-    @property
-    def matrix(self):
-        """The (2, 3) matrix from the photo's pixels to those of the crop, resized as it was for the model."""
-        return to_model(self.origin, len(self.mask))
+    def matrix(self, size=None):
+        """The (2, 3) matrix from the photo's pixels to those of the crop resized to `size`, by default the mask's."""
+        zoom = (size or len(self.mask)) / self.crop.size
+        return (geometry.resize_matrix(zoom) @ [*self.crop.matrix, [0, 0, 1]])[:2]
 
 
-def hidden_in_photo(image, kind, parts):
+def hidden_in_photo(photo, kind, parts):
     """What is missing of a photo, boolean (H, W): of the kind "alpha" in itself, else what the crops' holes cover."""
     import cv2
 
     if kind == "alpha":
-        return masks.missing(image, parts[0].origin.mask)
-    hidden = np.zeros(image.size[::-1], bool)
+        return photo.hidden
+    height, width = photo.pixels.shape[:2]
+    hidden = np.zeros((height, width), bool)
     flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
     for part in parts:
-        hidden |= cv2.warpAffine(1 - part.mask[..., 0], part.matrix, image.size, flags=flags) > 0
+        hidden |= cv2.warpAffine(1 - part.mask[..., 0], part.matrix(), (width, height), flags=flags) > 0
     return hidden
 
 
-def check_unchanged(image, kind, parts):
+def check_unchanged(photo, kind, parts):
     """Raise UserError if the known part of a crop is not what the photo shows there: it, or its hole, has changed."""
     import cv2
 
-    gone = masks.missing(image, parts[0].origin.mask)
-    layers = np.dstack([np.asarray(image.convert("RGB")), np.where(gone, 0, 255).astype(np.uint8)])
     for part in parts:
-        size = min(len(part.crop), part.origin.size)
-        now = geometry.warp(layers, to_model(part.origin, size), size)
+        size = min(len(part.pixels), part.crop.size)
+        now = geometry.warp(photo.rgba, part.matrix(size), size)
         gone = now[..., 3] < 255
-        now = Image.fromarray(now[..., :3].copy()).convert("L" if part.crop.shape[-1] == 1 else "RGB")
-        crop, known = (cv2.resize(x, (size, size), interpolation=cv2.INTER_AREA) for x in (part.crop, part.mask))
+        now = reading.to_pixels(Image.fromarray(now[..., :3].copy()), part.pixels.shape[-1] == 1)
+        crop, known = (cv2.resize(x, (size, size), interpolation=cv2.INTER_AREA) for x in (part.pixels, part.mask))
         known = known == 1
-        error = np.abs(np.asarray(now).astype(float) - crop)[known & ~gone]
+        error = np.abs(now.astype(float) - crop.reshape(now.shape))[known & ~gone]
         inner = cv2.erode(gone.astype(np.uint8), np.ones((3, 3))) > 0  # the edge depends on the way of resizing
         if kind == "alpha" and (inner & known).any() or error.size and error.mean() > OTHER:
-            raise cli.UserError(f"{part.origin.source}: has changed since its faces were cut out; run align.py again")
+            raise cli.UserError(f"{part.crop.source}: has changed since its faces were cut out; run align.py again")
 
 
-def pixels_of(picture, grey):
-    """A Pillow image as uint8 (H, W, 1) if it is to be `grey`, else (H, W, 3)."""
-    return np.asarray(picture.convert("L" if grey else "RGB")).reshape(picture.height, picture.width, -1)
+def put_back(path, photo, hidden, parts, sample, seed):
+    """Write a photo whose `hidden` part is filled from one sample of its completed crops to `path`, a PNG file.
 
-
-def put_back(path, parts, kind, seed=0):
-    """Write a photo whose hole is filled from its completed crops to `path`, a PNG file, at its own size and upright.
-
-    parts: `Part`s, all of one photo; kind: of hole, see `masks.Holes`. Nothing but the hole changes; a grey photo stays
-    grey, and its colour profile and EXIF data stay. What cannot stay is told. Returns the share of the hole that lies
-    in no crop. Raises UserError if the photo can't be read, is no longer what it was, or `path` can't be written.
+    It has the photo's own size. Nothing else changes; a grey photo stays grey, and its colour profile and EXIF data
+    stay. What cannot stay is reported. Returns the share of the hole that lies in no crop. Raises UserError if `path`
+    can't be written.
     """
-    source = parts[0].origin.source
-    image = utils.open_image(source)
-    hidden = hidden_in_photo(image, kind, parts)
-    check_unchanged(image, kind, parts)
-    kept, lost = keepable(source, image)
-    grey = image.mode in GREY
-    crops = [pixels_of(utils.to_picture(part.completed), grey) for part in parts]
-    matrices = [part.matrix for part in parts]
-    filled, outside = into_photo(pixels_of(image, grey), hidden, crops, matrices, seed)
+    grey = photo.pixels.shape[2] == 1
+    crops = [reading.to_pixels(utils.to_picture(part.completed[sample]), grey) for part in parts]
+    filled, outside = into_photo(photo.pixels, hidden, crops, [part.matrix() for part in parts], seed)
     with utils.atomic_write(path) as file:
-        utils.to_picture(filled).save(file, "PNG", **kept)
-    if lost:
-        print(f"{path}: {', '.join(lost)}", file=sys.stderr)
+        utils.to_picture(filled).save(file, "PNG", **photo.metadata)
+    if photo.lost:
+        print(f"{path}: {', '.join(photo.lost)}", file=sys.stderr)
     return outside / max(1, hidden.sum())
 
 
-def keepable(source, image):
-    """What a PNG file keeps of a photo beside its pixels, a dict for Pillow, and a list of what is lost, in words."""
-    kept, lost = {}, []
-    with Image.open(source) as file:
-        if ";16" in f"{file.mode} {file.tile}":
-            lost.append("16 bits a channel became 8")
+@contextlib.contextmanager
+def skipped_on_error():
+    """Report a UserError inside this, and carry on after it."""
     try:
-        kept["exif"] = image.getexif().tobytes()
-    except Exception:  # Pillow raises anything on damaged ones
-        lost.append("its EXIF data cannot be read and are left out")
-    profile = image.info.get("icc_profile")
-    if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
-        lost.append(f"{image.mode} became RGB")
-    elif profile:
-        try:
-            ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            kept["icc_profile"] = profile
-        except OSError:
-            lost.append("its colour profile cannot be read and is left out")
-    return kept, lost
+        yield
+    except cli.UserError as error:
+        print(f"skipped {error}", file=sys.stderr)
 
 
-def mend(folder, paths, holes, crops, completed, seed=0):
-    """Put all completed crops that a record tells of back into their photos: `folder`/NAME.png, each photo once.
+def restore(folders, crops, holes, pixels, completed, seed=0):
+    """Put completed crops back into their photos, for each sample in a folder of its own: FOLDER/NAME.png.
 
-    paths, crops, completed: the file of each crop, its uint8 pixels and the result, (size, size, C) each; holes:
-    `masks.Holes`. Returns how many photos were written and the mean share of their holes that lies in no crop. A photo
-    that is gone or another one now is told of and left out.
+    crops: of each the `record.Crop`, or None where it came from no photo; holes: `masks.Holes`; pixels: uint8
+    (size, size, C) each, as they were; completed: for each sample all of them, completed. seed: of the first sample's
+    grain, one more for each further sample. Returns for each folder how many photos were written, and the mean share
+    of their holes that lies in no crop. A photo that is gone or another one now is reported and left out.
     """
-    found, photos = record.origins(paths), {}
-    for path, *rest in zip(paths, holes.masks, crops, completed, strict=True):
-        if path in found:
-            photos.setdefault((found[path].source, found[path].mask), []).append(Part(found[path], *rest))
-    names, outside = [utils.shorten(source.stem) for source, _ in photos], []
+    photos, shares = {}, [[] for _ in folders]
+    for crop, *rest, samples in zip(crops, holes.masks, pixels, zip(*completed, strict=True), strict=True):
+        if crop:
+            photos.setdefault((crop.source, crop.mask_file), []).append(Part(crop, *rest, samples))
+    names = [utils.shorten(source.stem) for source, _ in photos]
     if len({name.casefold() for name in names}) < len(names):
         names = [f"{number:04d}_{name}" for number, name in enumerate(names)]
-    for name, parts in zip(names, photos.values(), strict=True):
-        try:
-            with utils.report_write_errors(folder):
-                folder.mkdir(exist_ok=True)
-            outside.append(put_back(folder / f"{name}.png", parts, holes.kind, seed))
-        except cli.UserError as error:
-            print(f"skipped {error}", file=sys.stderr)
-    return len(outside), float(np.mean(outside)) if outside else 0.0
+    for name, (origin, parts) in zip(names, photos.items(), strict=True):
+        with skipped_on_error():
+            for folder in folders:
+                with utils.report_write_errors(folder):
+                    folder.mkdir(exist_ok=True)
+            photo = parts[0].crop.photo
+            if photo is None:
+                photo = reading.read_photo(*origin)
+                check_unchanged(photo, holes.kind, parts)
+            hidden = hidden_in_photo(photo, holes.kind, parts)
+            for sample, folder in enumerate(folders):
+                with skipped_on_error():
+                    path = folder / f"{name}.png"
+                    shares[sample].append(put_back(path, photo, hidden, parts, sample, seed + sample))
+    return [(len(each), float(np.mean(each)) if each else 0.0) for each in shares]

@@ -49,8 +49,8 @@ def previewer(photo, fill):
 
     def show(fill, generated, model):
         found = [] if generated is None else session.crops(photo, fill, generated, prior.DETAIL, model)
-        matrices = [restoring.shifted(matrix, around) for matrix in fill.matrices]
-        matrices = [np.column_stack([m[:, :2] * grow, m[:, 2] + m[:, :2] @ (grow / 2 - 0.5)]) for m in matrices]
+        to_photo = geometry.resize_matrix(grow, (around[1].start, around[0].start))
+        matrices = [matrix @ to_photo for matrix in fill.matrices]
         filled, _ = restoring.into_photo(pixels.reshape(*size[::-1], -1), hidden > 0, found, matrices[: len(found)])
         return cut_out(filled, own > 0)
 

@@ -21,10 +21,9 @@ import cli
 import numpy as np
 from PIL import Image
 
-import checkpoint
 import utils
 from completion import compositing, masks, prior
-from photos import detection, geometry, occlusion, restoring
+from photos import detection, geometry, occlusion, reading, restoring
 
 FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"]
 BYTES, PIXELS, SIDE, SLIM = 64 * 2**20, 50 * 10**6, 32, 20  # of a photo: at most, at least, and length by width
@@ -36,18 +35,7 @@ INNER = "innerEyesAndBottomLip"
 LOOKING = threading.Lock()  # dlib's detector serves one thread at a time
 
 
-class Seer(NamedTuple):
-    """What finds faces: dlib's models, and the covariance of faces for those that are partly hidden."""
-
-    detector: object
-    predictor: object
-    covariance: object
-
-    @classmethod
-    def load(cls):
-        """The models that come along."""
-        covariance = prior.load(checkpoint.SHIPPED, (64, 64, 3))
-        return cls(*detection.load_models(detection.find_predictor()), covariance)
+Seer = detection.FaceDetector
 
 
 class Model(NamedTuple):
@@ -104,17 +92,17 @@ def open_photo(data, seer):
         image = utils.decode(io.BytesIO(data), FORMATS, PIXELS)
         if min(image.size) < SIDE or max(image.size) > SLIM * min(image.size):
             raise ValueError(f"{image.width}x{image.height} pixels are too small, or too slim")
-        pixels = restoring.pixels_of(image, image.mode in restoring.GREY)
+        pixels = reading.to_pixels(image, image.mode in reading.GREY)
         alpha = np.asarray(image.convert("RGBA"))[..., 3] if image.has_transparency_data else None
-        kept, _ = restoring.keepable(io.BytesIO(data), image)
+        kept, _ = reading.png_metadata(io.BytesIO(data), image)
     except Exception as error:  # Pillow raises anything on a damaged file
         why = "it is no image, or damaged" if isinstance(error, OSError | SyntaxError) else error
         raise cli.UserError(f"cannot be opened ({why}); choose a PNG, JPEG or WebP file") from error
     alpha = None if alpha is None or alpha.min() == 255 else alpha
     small, scale = looked_at(pixels if alpha is None else np.where(alpha[..., None] < 255, np.uint8(128), pixels))
     with LOOKING:
-        boxes, _, _ = seer.detector.run(small, 1, SURE)
-        seen = [Seen(box, to_photo(detection.find_landmarks(small, box, seer.predictor), scale)) for box in boxes]
+        boxes, _, _ = seer.frontal.run(small, 1, SURE)
+        seen = [Seen(box, to_photo(seer.find_landmarks(small, box), scale)) for box in boxes]
     return Photo(pixels, alpha, kept, seen)
 
 
@@ -250,9 +238,9 @@ def landmarks_of(photo, pixels, hidden, seer, marked):
     with LOOKING:
         if touched or by_hand:
             return by_hand + [read_again(small, hole, seen, scale, seer) for seen in touched]
-        found = occlusion.find_faces_under(small, hole, seer.detector)
-        found = [sightings for sightings in found if occlusion.part_of(hole, sightings[0].box).any()]
-        read = [occlusion.landmarks_under(hole, sightings, seer.covariance, *seer[:2]) for sightings in found]
+        found = occlusion.find_faces_under(small, hole, seer)
+        found = [sightings for sightings in found if occlusion.in_box(hole, sightings[0].box).any()]
+        read = [occlusion.landmarks_under(hole, sightings, seer) for sightings in found]
         return [to_photo(landmarks, scale) for landmarks in read]
 
 
@@ -265,11 +253,11 @@ def holds(landmarks, points):
 
 def read_again(small, hole, seen, scale, seer):
     """The landmarks of a face without what the hole shows; if that is most of it, as they were seen at first."""
-    if (~occlusion.part_of(hole, seen.box)).mean() <= occlusion.KNOWN:
+    if (~occlusion.in_box(hole, seen.box)).mean() <= occlusion.MIN_VISIBLE:
         return seen.landmarks
     copies = itertools.islice(occlusion.fillings(small, hole), 2)  # inpainted and grey; a mirrored face is not needed
-    sightings = [occlusion.Sighting(how, copy, seen.box) for how, copy in copies]
-    return to_photo(occlusion.landmarks_under(hole, sightings, seer.covariance, *seer[:2]), scale)
+    sightings = [occlusion.Detection(how, copy, seen.box) for how, copy in copies]
+    return to_photo(occlusion.landmarks_under(hole, sightings, seer), scale)
 
 
 class Stopped(Exception):
@@ -318,7 +306,7 @@ def crops(photo, fill, generated, detail, model):
     """The completed crops of a fill's faces, in the photo's colours: uint8 (size, size, C) each."""
     joined = compositing.blend(fill.images, generated, fill.holes.masks, model.covariance, detail)
     grey = photo.pixels.shape[2] == 1
-    return [restoring.pixels_of(utils.to_picture(crop), grey) for crop in utils.to_uint8(joined)]
+    return [reading.to_pixels(utils.to_picture(crop), grey) for crop in utils.to_uint8(joined)]
 
 
 def render(photo, fill, answer, detail, model):

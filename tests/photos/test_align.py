@@ -1,6 +1,5 @@
 """align.py: the photos it finds, the names and the record of its crops, what is wrong, and interrupts."""
 
-import argparse
 import errno
 import multiprocessing
 import os
@@ -30,13 +29,13 @@ models, aligned = test_faces.models, test_faces.aligned
 def run_here(models, monkeypatch, capsys):
     """As `run`, but in this process, where the models are loaded already; returns what went to standard output."""
 
-    def answers(tasks, args):
+    def answers(tasks, output, settings):
         for task in tasks:
-            yield alignment.align_file(*task, args, models)
+            yield alignment.align_file(task, output, settings, models[:2])
 
     def run(*arguments):
         monkeypatch.setattr("sys.argv", ["align.py", *map(str, arguments)])
-        monkeypatch.setattr(align, "in_parallel", answers)
+        monkeypatch.setattr(alignment, "in_parallel", answers)
         assert not align.main()
         run.out, run.err = capsys.readouterr()
         return run.out
@@ -113,9 +112,6 @@ def test_all_faces_are_numbered_and_resumed(tmp_path, run_here):
 
 STOPPED = """
 import os, sys, align
-from photos import alignment
-from photos import detection
-from photos import record
 
 def replace(draft, path, real=os.replace, crops=[]):
     crops += [path] * str(path).endswith(".png")
@@ -146,7 +142,7 @@ def test_an_interrupted_run_goes_on(tmp_path, run_here, monkeypatch, number):
     left = crops(tmp_path / "out")
     count = len([name for name in left if name.endswith(".png")])
     if number == signal.SIGINT:
-        assert process.returncode == 130 and "the same command goes on" in process.stdout
+        assert process.returncode == 130 and "the same command resumes" in process.stdout
         assert "Traceback" not in process.stderr
         assert sorted(row["output"] for row in rows_of(tmp_path / "out")) == left
     else:
@@ -161,12 +157,10 @@ def test_an_interrupted_run_goes_on(tmp_path, run_here, monkeypatch, number):
 def test_a_killed_worker_is_one_line(tmp_path, save_image):
     save_image("0.bmp", PORTRAIT)
     save_image("1.bmp", cv2.resize(ASTRONAUT, (4000, 4000)))
-    args = argparse.Namespace(size=64, faces="largest", landmarks="innerEyesAndBottomLip", upsample=1, workers=2)
-    args.predictor, args.output, args.maskDir, args.points = detection.find_predictor(), tmp_path, None, None
+    settings = alignment.Settings(workers=2, predictor=detection.find_predictor())
+    tasks = [alignment.Task(str(tmp_path / f"{i}.bmp"), str(i), None, False) for i in [0] * 4 + [1] * 8]
     with pytest.raises(cli.UserError, match="killed.*--workers 1.*1.bmp"):
-        for rows in alignment.in_parallel(
-            ((str(tmp_path / f"{i}.bmp"), str(i), None) for i in [0] * 4 + [1] * 8), args
-        ):
+        for rows, _ in alignment.in_parallel(iter(tasks), tmp_path, settings):
             assert rows[0]["status"] == "aligned"
             for worker in multiprocessing.active_children():
                 worker.kill()
@@ -336,7 +330,7 @@ def test_after_two_dashes_all_are_files(out, run_here, save_image):
     assert crops(out.parent / "new") == ["-dash.png"] and crops(out.parent / "-new") == ["-dash.png", "a.png"]
 
 
-FILES = [(utils, "x", "align.csv"), (align, "a", "align.csv"), (utils, "xb", "b.png")]
+FILES = [(utils, "x", "align.csv"), (alignment, "a", "align.csv"), (utils, "xb", "b.png")]
 
 
 @pytest.mark.parametrize("module, mode, name", FILES)

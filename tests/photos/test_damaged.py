@@ -15,9 +15,9 @@ import test_faces
 from conftest import ROOT, one_line
 from conftest import run as run_script
 from PIL import Image
-from test_faces import PORTRAIT, apply, crops, matrix_of, read, rows_of, run
+from test_faces import PORTRAIT, align, apply, crops, matrix_of, read, rows_of, run
 
-from photos import alignment, detection, geometry, occlusion, record
+from photos import detection, geometry, occlusion, record
 
 models, run_here, refused = test_faces.models, test_align.run_here, test_align.refused
 FLAGS = "--nIter 5 --candidates 20 --checkpointDir".split()
@@ -27,8 +27,8 @@ HOLES = ["strokes", "stain", "lower", "half"]
 @pytest.fixture(scope="module")
 def landmarks(models):
     """The 68 landmarks of the portrait."""
-    (box,) = detection.find_faces(PORTRAIT, models[0])
-    return detection.find_landmarks(PORTRAIT, box, models[1])
+    (box,) = models.find_faces(PORTRAIT)
+    return models.find_landmarks(PORTRAIT, box)
 
 
 def hole(kind, landmarks):
@@ -59,21 +59,21 @@ def transparent(hidden, colour=255):
 @pytest.mark.parametrize("kind", HOLES)
 def test_landmarks_are_found_under_a_hole(models, landmarks, kind):
     photo = transparent(hole(kind, landmarks))
-    (face,), count = alignment.align_photo(photo, *models, covariance=alignment.covariance_of_faces())
+    (face,), count = align(photo, models)
     three = geometry.LANDMARKS["innerEyesAndBottomLip"]
     places = apply(np.linalg.inv(np.vstack([face.matrix, [0, 0, 1]]))[:2], 64 * geometry.MINMAX_TEMPLATE[three])
     eyes = np.linalg.norm(landmarks[36:42].mean(0) - landmarks[42:48].mean(0))
     assert count == 1 and np.linalg.norm(places - landmarks[three], axis=1).mean() < 0.1 * eyes
     assert {"inpainted", "grey", "mirrored"} >= set(face.seen.split("+")) > set()
     other = transparent(hole(kind, landmarks), np.random.default_rng(0).integers(0, 256, PORTRAIT.shape))
-    (same,), _ = alignment.align_photo(other, *models, covariance=alignment.covariance_of_faces())
+    (same,), _ = align(other, models)
     np.testing.assert_array_equal(same.matrix, face.matrix)
     np.testing.assert_array_equal(same.crop, face.crop)
 
 
 def test_without_a_covariance_the_fillings_decide(models, landmarks):
-    (face,), _ = alignment.align_photo(transparent(hole("strokes", landmarks)), *models)
-    (whole,), _ = alignment.align_photo(Image.fromarray(PORTRAIT), *models)
+    (face,), _ = align(transparent(hole("strokes", landmarks)), models._replace(prior=None))
+    (whole,), _ = align(PORTRAIT, models)
     np.testing.assert_allclose(face.matrix, whole.matrix, atol=0.1, rtol=0.1)
 
 
@@ -101,7 +101,7 @@ def test_the_face_with_the_hole_is_taken(models, landmarks):
     pair[:, 240:] = cv2.resize(PORTRAIT, (480, 480))
     alpha = np.full(pair.shape[:2], 255, np.uint8)
     alpha[:240, :240][hole("stain", landmarks)] = 0
-    (face,), count = alignment.align_photo(Image.fromarray(np.dstack([pair, alpha])), *models)
+    (face,), count = align(np.dstack([pair, alpha]), models)
     assert count == 2 and face.box.right() < 240 and (face.crop[..., 3] == 0).mean() > 0.05
 
 
@@ -200,13 +200,14 @@ def test_a_doubtful_face_does_not_hide_a_small_one(models, landmarks):
     class Detector:
         """Doubts one place at the photo's own size, and is sure of another in the doubled one."""
 
-        def run(self, photo, times, threshold):
+        @staticmethod
+        def run(photo, times, threshold):
             box = dlib.rectangle(100, 100, 140, 140) if times else dlib.rectangle(0, 0, 80, 80)
             return [box], [1.0 if times else -0.5], [0]
 
     hidden = np.zeros((240, 240), bool)
     hidden[120, 110:130] = True
-    found = occlusion.find_faces_under(PORTRAIT, hidden, Detector())
+    found = occlusion.find_faces_under(PORTRAIT, hidden, detection.FaceDetector(Detector, None, None))
     assert len(found) == 1 and found[0][0].box.left() == 100
 
 
@@ -315,19 +316,15 @@ def test_all_faces_of_a_photo_are_filled(tmp_path, damaged, landmarks, trained):
 
 
 LARGE = """
-import resource, numpy as np, blend
-from photos import alignment
-from photos import detection
-from photos import geometry
-from photos import occlusion
-from photos import record
+import resource, numpy as np
+from photos import restoring
 photo = np.full((3000, 4000, 3), 90, np.uint8)
 hidden = np.zeros(photo.shape[:2], bool)
 hidden[1200:1800, 1700:2300] = True
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 crop = np.full((64, 64, 3), 120, np.uint8)
 matrix = np.array([[0.08, 0, -128.0], [0, 0.08, -88.0]])
-filled, outside = blend.into_photo(photo, hidden, [crop], [matrix])
+filled, outside = restoring.into_photo(photo, hidden, [crop], [matrix])
 print(outside, abs(filled.astype(int) - 90).max(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 

@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +18,7 @@ from conftest import ROOT, run
 from PIL import Image
 
 import utils
-from photos import alignment, detection, geometry, record
+from photos import alignment, detection, geometry, reading, record
 
 ASTRONAUT = skimage.data.astronaut()  # (512, 512, 3); her face, and below it what dlib takes for a second one
 PORTRAIT = ASTRONAUT[:240, 100:340].copy()  # her face alone
@@ -28,7 +29,14 @@ run = functools.partial(run, "align.py")
 
 @pytest.fixture(scope="module")
 def models():
-    return detection.load_models(detection.find_predictor())
+    return detection.FaceDetector.load()
+
+
+def align(photo, models, **options):
+    """`alignment.align_photo` of an array or a Pillow image."""
+    image = photo if isinstance(photo, Image.Image) else Image.fromarray(photo)
+    image.save(file := io.BytesIO(), "PNG")
+    return alignment.align_photo(reading.to_photo(image, file), models, **options)
 
 
 def rows_of(output):
@@ -197,11 +205,10 @@ def test_half_transparency_stays_half():
 
 
 def test_crop_equals_openfaces_formula_on_the_same_landmarks(models):
-    detector, predictor = models
-    ((box, matrix, crop, seen),), count = alignment.align_photo(Image.fromarray(PORTRAIT), *models, size=96)
+    ((box, matrix, crop, seen),), count = align(PORTRAIT, models, size=96)
     assert seen == "" and count == 1
     assert box.contains(dlib.point(120, 120))
-    points = np.float32([(p.x, p.y) for p in predictor(PORTRAIT, box).parts()])
+    points = np.float32([(p.x, p.y) for p in models.predictor(PORTRAIT, box).parts()])
     three = np.array([39, 42, 57])
     expected = cv2.getAffineTransform(points[three], 96 * geometry.MINMAX_TEMPLATE[three])
     np.testing.assert_array_equal(matrix, expected)
@@ -209,9 +216,8 @@ def test_crop_equals_openfaces_formula_on_the_same_landmarks(models):
 
 
 def test_rotated_photo_and_landmarks_give_the_upright_crop(models):
-    detector, predictor = models
-    (box,) = detection.find_faces(PORTRAIT, detector)
-    landmarks = detection.find_landmarks(PORTRAIT, box, predictor)
+    (box,) = models.find_faces(PORTRAIT)
+    landmarks = models.find_landmarks(PORTRAIT, box)
     upright = geometry.warp(PORTRAIT, geometry.affine(landmarks, 64), 64)
     for degrees in (10, 35, 90, 180):
         turn, size = rotation(degrees, PORTRAIT.shape, 1.5)
@@ -224,55 +230,51 @@ def test_rotated_photo_and_landmarks_give_the_upright_crop(models):
 
 @pytest.mark.parametrize("degrees", [10, -10])
 def test_a_rotated_photo_is_found_again(models, degrees):
-    detector, predictor = models
     turn, size = rotation(degrees, PORTRAIT.shape)
     turned = cv2.warpAffine(PORTRAIT, turn, size)
     for which, three in geometry.LANDMARKS.items():
-        (face,), _ = alignment.align_photo(Image.fromarray(PORTRAIT), *models, landmarks=which)
-        landmarks = detection.find_landmarks(PORTRAIT, face.box, predictor)
-        (face,), _ = alignment.align_photo(Image.fromarray(turned), *models, landmarks=which)
+        (face,), _ = align(PORTRAIT, models, landmarks=which)
+        landmarks = models.find_landmarks(PORTRAIT, face.box)
+        (face,), _ = align(turned, models, landmarks=which)
         places = apply(face.matrix, apply(turn, landmarks))[three]
         assert np.linalg.norm(places - 64 * geometry.MINMAX_TEMPLATE[three], axis=-1).max() < 3
 
 
 def test_which_faces(models):
-    detector, _ = models
-    assert len(detection.find_faces(ASTRONAUT, detector, "largest", 1)) == 1
-    every = detection.find_faces(ASTRONAUT, detector, "all", 1)
-    assert len(every) == 2 and every == detection.find_faces(ASTRONAUT, detector, "only", 1)
+    assert len(models.find_faces(ASTRONAUT, "largest", 1)) == 1
+    every = models.find_faces(ASTRONAUT, "all", 1)
+    assert len(every) == 2 and every == models.find_faces(ASTRONAUT, "only", 1)
     assert every[0].contains(dlib.point(220, 120))
 
     small = cv2.resize(PORTRAIT, (120, 120), interpolation=cv2.INTER_AREA)  # a face of 45 pixels
-    assert not detection.find_faces(small, detector, "largest", 0) and not detection.find_faces(
-        small, detector, "all", 0
-    )
-    (box,) = detection.find_faces(small, detector, "largest", 1)
+    assert not models.find_faces(small, "largest", 0) and not models.find_faces(small, "all", 0)
+    (box,) = models.find_faces(small, "largest", 1)
     assert 30 < box.width() < 70  # in pixels of the photo itself
     # of two faces the larger, though the smaller is found first or surer
     pair = np.zeros((480, 720, 3), np.uint8)
     pair[:240, :240] = PORTRAIT
     pair[:, 240:] = cv2.resize(PORTRAIT, (480, 480))
-    box, other = detection.find_faces(pair, detector)
+    box, other = models.find_faces(pair)
     assert box.left() > 240 and box.width() > 130 and other.right() < 240
-    assert len(detection.find_faces(pair, detector, "all", 0)) == 2
+    assert len(models.find_faces(pair, "all", 0)) == 2
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 400), (400, 1), (7, 7)])
 def test_tiny_photos_show_no_face(models, shape):
-    assert alignment.align_photo(Image.new("RGB", shape), *models) == ([], 0)
+    assert align(Image.new("RGB", shape), models) == ([], 0)
 
 
 def test_nothing_under_transparency_decides_on_the_face(models):
     hole = np.zeros(PORTRAIT.shape[:2], bool)
     hole[130:170, 100:150] = True
-    photos = [Image.fromarray(transparent(PORTRAIT, hole, colour)) for colour in ([255] * 3, NOISE[0, 0])]
-    results = [alignment.align_photo(photo, *models) for photo in photos]
+    photos = [transparent(PORTRAIT, hole, colour) for colour in ([255] * 3, NOISE[0, 0])]
+    results = [align(photo, models) for photo in photos]
     ((_, first, crop, _), (_, second, other, _)) = (result for (result,), _ in results)
     np.testing.assert_array_equal(first, second)
     np.testing.assert_array_equal(crop, other)
     assert crop.shape == (64, 64, 4) and 0.05 < (crop[..., 3] == 0).mean() < 0.6
     # alpha without any transparency is none
-    (face,), _ = alignment.align_photo(Image.fromarray(PORTRAIT).convert("RGBA"), *models)
+    (face,), _ = align(Image.fromarray(PORTRAIT).convert("RGBA"), models)
     assert face.crop.shape == (64, 64, 3)
 
 
@@ -364,7 +366,7 @@ def test_the_record_leads_back_into_the_photo(aligned, models):
             "innerEyesAndBottomLip",
             "0",
         )
-    (box,) = detection.find_faces(PORTRAIT, models[0], "only")
+    (box,) = models.find_faces(PORTRAIT, "only")
     assert [int(rows["portrait.webp"][name]) for name in record.BOX] == [
         box.left(),
         box.top(),
@@ -384,5 +386,5 @@ def test_slow_modules_wait_for_work():
     """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "usage" in done.stdout
-    source = "".join((ROOT / name).read_text() for name in ("align.py", "faces.py", "cli.py", "utils.py"))
+    source = "".join((ROOT / name).read_text() for name in ("align.py", "photos/alignment.py", "cli.py", "utils.py"))
     assert "import tensorflow" not in source

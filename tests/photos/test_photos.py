@@ -156,6 +156,13 @@ def write_row(folder, source, size=64, matrix=MATRIX, output="face.png"):
         writer.writerow(row)
 
 
+def mend(folder, holes, pixels, completed, name="face.png"):
+    """Put the one crop in a folder back into its photo, in `folder`/out."""
+    crops = record.find_crops([folder / name])
+    (result,) = restoring.restore([folder / "out"], crops, holes, pixels, [completed])
+    return result
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "I;16"])
 def test_only_the_hole_of_a_photo_changes(tmp_path, mode):
     photo = smooth((200, 220, 1 if mode in ("L", "I;16") else 3))
@@ -177,7 +184,7 @@ def test_only_the_hole_of_a_photo_changes(tmp_path, mode):
     holes, shown = masks.holes("center", [KNOWN]), cut(before, MATRIX)
     if mode == "RGBA":
         holes = masks.holes("alpha", [geometry.warp(np.asarray(image), MATRIX, 64)[..., 3:] == 255])
-    assert restoring.mend(tmp_path / "out", [tmp_path / "face.png"], holes, [shown], [crop]) == (1, 0)
+    assert mend(tmp_path, holes, [shown], [crop]) == (1, 0)
     with Image.open(tmp_path / "out/photo.png") as result:
         assert result.mode == ("L" if mode in ("L", "I;16") else "RGB") and result.size == (220, 200)
         assert result.info["icc_profile"] == SRGB and result.getexif()[0x010E] == "a title"
@@ -200,15 +207,15 @@ def test_an_upright_photo_of_a_rotated_file(tmp_path):
     Image.fromarray(np.rot90(photo)).save(tmp_path / "photo.png", exif=exif)
     write_row(tmp_path, tmp_path / "photo.png")
     crop = [cut(photo, MATRIX)]
-    restoring.mend(tmp_path / "out", [tmp_path / "face.png"], masks.holes("center", [KNOWN]), crop, crop)
+    mend(tmp_path, masks.holes("center", [KNOWN]), crop, crop)
     with Image.open(tmp_path / "out/photo.png") as result:
         assert result.getexif().get(0x0112, 1) == 1
         np.testing.assert_allclose(np.asarray(result), photo, atol=12)
 
 
 def test_a_crop_of_another_size_lands_in_the_same_place():
-    points = RNG.uniform(0, 200, (50, 2))
-    place = restoring.to_model(record.Origin("a", None, MATRIX, 64), 32)
+    points, crop = RNG.uniform(0, 200, (50, 2)), record.Crop("a.png", "a", None, MATRIX, 64)
+    place = restoring.Part(crop, KNOWN, None, []).matrix(32)
     crop = points @ MATRIX[:, :2].T + MATRIX[:, 2]
     np.testing.assert_allclose(points @ place[:, :2].T + place[:, 2], (crop + 0.5) / 2 - 0.5)
 
@@ -217,14 +224,14 @@ def test_photos_that_are_gone_are_told_and_strangers_have_none(tmp_path, capsys)
     write_row(tmp_path, tmp_path / "gone.jpg")
     black = [np.zeros((64, 64, 3), np.uint8)]
     arguments = masks.holes("center", [KNOWN]), black, black
-    assert restoring.mend(tmp_path / "out", [tmp_path / "face.png"], *arguments) == (0, 0)
+    assert mend(tmp_path, *arguments) == (0, 0)
     assert capsys.readouterr().err == f"skipped {tmp_path / 'gone.jpg'}: no such file\n"
-    assert restoring.mend(tmp_path / "out", [tmp_path / "other.png"], *arguments) == (0, 0)
+    assert mend(tmp_path, *arguments, name="other.png") == (0, 0)
     write_row(tmp_path, tmp_path / "gone.jpg", matrix=np.full((2, 3), np.nan))
-    assert record.origins([tmp_path / "face.png"]) == {}
+    assert record.find_crops([tmp_path / "face.png"]) == [None]
     assert "align.csv: of" in (told := capsys.readouterr().err) and "run align.py again" in told
     (tmp_path / record.RECORD).write_text("something else")
-    assert record.origins([tmp_path / "face.png"] * 2) == {}
+    assert record.find_crops([tmp_path / "face.png"] * 2) == [None] * 2
     assert capsys.readouterr().err.count("not a record of align.py's") == 1
 
 
@@ -235,15 +242,15 @@ def test_what_a_png_file_cannot_keep_is_told(tmp_path, capsys):
     with Image.open(tmp_path / "photo.jpg") as image:
         before = np.asarray(image.convert("RGB"))
     crop = [cut(before, MATRIX)]
-    assert restoring.mend(tmp_path / "out", [tmp_path / "face.png"], holes, crop, crop) == (1, 0)
+    assert mend(tmp_path, holes, crop, crop) == (1, 0)
     assert capsys.readouterr().err == f"{tmp_path / 'out/photo.png'}: CMYK became RGB\n"
     Image.fromarray(photo).save(tmp_path / "photo.jpg", icc_profile=b"none", exif=b"Exif\0\0none")
-    restoring.mend(tmp_path / "out", [tmp_path / "face.png"], holes, crop, crop)
+    mend(tmp_path, holes, crop, crop)
     assert "its colour profile cannot be read and is left out" in capsys.readouterr().err
     deep = cv2.cvtColor(photo, cv2.COLOR_RGB2BGR).astype(np.uint16) * 257
     write_row(tmp_path, tmp_path / "deep.png")
     cv2.imwrite(str(tmp_path / "deep.png"), deep)
-    assert restoring.mend(tmp_path / "out", [tmp_path / "face.png"], holes, crop, crop) == (1, 0)
+    assert mend(tmp_path, holes, crop, crop) == (1, 0)
     assert capsys.readouterr().err == f"{tmp_path / 'out/deep.png'}: 16 bits a channel became 8\n"
 
 
@@ -252,13 +259,13 @@ def test_a_photo_that_has_changed_is_left_alone(tmp_path, capsys):
     write_row(tmp_path, tmp_path / "photo.png")
     Image.fromarray(np.rot90(photo, 2)).save(tmp_path / "photo.png")
     crop = [cut(photo, MATRIX)]
-    assert restoring.mend(tmp_path / "out", [tmp_path / "face.png"], holes, crop, crop) == (0, 0)
+    assert mend(tmp_path, holes, crop, crop) == (0, 0)
     assert "photo.png: has changed since its faces were cut out; run align.py again" in capsys.readouterr().err
     assert not list((tmp_path / "out").iterdir())
     # what is hidden may be anything
     Image.fromarray(photo).save(tmp_path / "photo.png")
     crop[0][16:48, 16:48] = 255 - crop[0][16:48, 16:48]
-    assert restoring.mend(tmp_path / "out", [tmp_path / "face.png"], holes, crop, crop) == (1, 0)
+    assert mend(tmp_path, holes, crop, crop) == (1, 0)
 
 
 def test_complete_mends_the_photos_of_its_images(trained, tmp_path):
