@@ -18,6 +18,7 @@ from pathlib import Path
 
 import cli
 
+import original
 import utils
 
 FACES_AFTER = 1200  # steps of 64 images, until a model draws recognisable faces
@@ -99,12 +100,8 @@ def go_on_from(directory):
 
 
 def find_original(directory):
-    """The newest checkpoint of the original code, ".../DCGAN.model-STEP", or None; ours go first if both are there."""
-    found = {path.name.removesuffix(".index") for path in Path(directory).glob("DCGAN.model-*")}
-    steps = [int(name[12:]) for name in found if name[12:].isdigit()]
-    if not steps or find(directory):
-        return None
-    return str(Path(directory) / f"DCGAN.model-{max(steps)}")
+    """The newest checkpoint of the original code in a directory, or None; ours go first where both are there."""
+    return None if find(directory) else original.find(directory)
 
 
 def holds_model(directory):
@@ -131,15 +128,18 @@ def describe(directory, step):
     return f"model: {directory}, step {step}{advice if step < FACES_AFTER else ''}"
 
 
+def channels(image_size, dim):
+    """A network's channels at spatial sizes 4, 8, ... image_size / 2: dim at the widest, doubling up to 8 dim."""
+    return [dim * min(8, image_size // (2 * size)) for size in (4, 8, 16, 32, 64, 128) if size < image_size]
+
+
 def check_memory(architecture, each):
     """Raise MemoryError, naming the setting, if networks with `each` bytes a weight would not fit into this machine."""
-    size = architecture["image_size"]
-    shares = [min(8, size // (2 * side)) for side in (4, 8, 16, 32, 64, 128) if side < size]
     weights = {}
-    for name in ("gf_dim", "df_dim"):
-        channels = [architecture[name] * share for share in shares] + [architecture["c_dim"]]
-        weights[name] = sum(25 * a * b for a, b in itertools.pairwise(channels))
-    weights["z_dim"] = 16 * shares[0] * architecture["gf_dim"] * architecture["z_dim"]
+    for name in ("df_dim", "gf_dim"):
+        widths = [*channels(architecture["image_size"], architecture[name]), architecture["c_dim"]]
+        weights[name] = sum(25 * a * b for a, b in itertools.pairwise(widths))
+    weights["z_dim"] = 16 * widths[0] * architecture["z_dim"]  # of gf_dim's
     needed = each * sum(weights.values())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
@@ -155,8 +155,8 @@ def read_config(directory):
 
     Raises UserError, naming the file, if it is missing or damaged, or if a value in it is not one that can be.
     """
-    if original := find_original(directory):
-        return {"architecture": original_architecture(original), "training": {}, "weights": "float32"}
+    if path := find_original(directory):
+        return {"architecture": original.architecture(path), "training": {}, "weights": "float32"}
     path = Path(directory) / "config.json"
     try:
         if path.is_fifo():  # which would wait for ever
@@ -253,9 +253,9 @@ def restore(directory, networks, names=("step",), optimizers=None):
     """
     import tensorflow as tf
 
-    if original := find_original(directory):
-        assign_original(original, networks)
-        return {"step": int(original.rpartition("-")[2])}
+    if path := find_original(directory):
+        original.restore(path, networks)
+        return {"step": original.step(path)}
     state, numbers = make_state(networks, dict.fromkeys(names, 0), optimizers or {})
     for path in find(directory):
         try:
@@ -328,65 +328,3 @@ def remove_unfinished(directory):
             path.unlink() if path.is_symlink() else shutil.rmtree(path, ignore_errors=True)
         elif re.fullmatch(r"ckpt-\d+\.data-\d+-of-\d+", path.name) and not path.with_suffix(".index").exists():
             path.unlink()
-
-
-def open_original(path):
-    """TensorFlow's reader of a checkpoint of the original code, and the names of its variables by "layer/variable".
-
-    The scopes before that changed over time. Raises UserError, naming the file, if it is damaged.
-    """
-    import tensorflow as tf
-
-    try:
-        reader = tf.train.load_checkpoint(path)
-    except (tf.errors.OpError, IndexError) as error:
-        raise cli.UserError(f"{path}: damaged ({cli.reason(error)})") from error
-    names = {"/".join(name.split("/")[-2:]): name for name in reader.get_variable_to_shape_map()}
-    return reader, {name: whole for name, whole in names.items() if name.startswith(("g_", "d_"))}
-
-
-def original_architecture(path):
-    """How the networks in a checkpoint of the original code, which has no config.json, are built: by their shapes."""
-    with cli.quiet_tensorflow():
-        import tensorflow  # noqa: F401
-    reader, names = open_original(path)
-    shapes = reader.get_variable_to_shape_map()
-
-    def size(name, axis, usual):  # for what is missing the usual will do: assign_original names it
-        shape = shapes[names[name]] if name in names else ()
-        return shape[axis] if axis < len(shape) else usual
-
-    layers = max(2, sum(f"g_h{i}/w" in names for i in range(1, 7)))
-    return dict(
-        image_size=4 * 2**layers,
-        c_dim=1 if size(f"g_h{layers}/w", 2, 3) == 1 else 3,
-        z_dim=size("g_h0_lin/Matrix", 0, 100),
-        gf_dim=max(1, size("g_h1/w", 3, 512) // min(8, 2 ** (layers - 1))),
-        df_dim=size("d_h0_conv/w", 3, 64),
-        ema=0.0,
-    )
-
-
-def assign_original(path, networks):
-    """Give networks the weights of a checkpoint of the original code.
-
-    Raises UserError, naming the file, if it is damaged, and at the first that does not fit.
-    """
-    import tensorflow as tf
-
-    reader, names = open_original(path)
-    for variable in itertools.chain.from_iterable(network.variables for network in networks.values()):
-        layer, name = variable.path.split("/")[-2:]
-        linear = layer.endswith("_lin")
-        name = {"kernel": "Matrix" if linear else "w", "bias": "bias" if linear else "biases"}.get(name, name)
-        try:
-            value = reader.get_tensor(names[f"{layer}/{name}"]) if f"{layer}/{name}" in names else None
-        except (tf.errors.OpError, IndexError) as error:
-            raise cli.UserError(f"{path}: damaged ({cli.reason(error)})") from error
-        if value is None or value.shape != tuple(variable.shape):
-            found = "is missing" if value is None else f"has {value.shape}"
-            raise cli.UserError(
-                f"{path}: {layer}/{name} should have shape {tuple(variable.shape)}, but {found}; "
-                "these are other networks, choose another model"
-            )
-        variable.assign(value)

@@ -59,8 +59,7 @@ class DCGAN:
 
     def channels(self, dim):
         """The channels at spatial sizes 4, 8, ... image_size / 2: dim at the widest, doubling up to 8 dim."""
-        sizes = [2**k for k in range(2, self.image_size.bit_length() - 1)]
-        return [dim * min(8, self.image_size // (2 * size)) for size in sizes]
+        return checkpoint.channels(self.image_size, dim)
 
     def build_generator(self, gf_dim):
         """z (N, z_dim) -> images (Radford et al. 2016, figure 1)."""

@@ -178,10 +178,10 @@ def tiny():
     "changes, message",
     [
         # the wider generator of the original's later code
-        ({"g_h1/w": (5, 5, 16, 16), "g_h2/w": (5, 5, 3, 16)}, r"g_h1/w should .*8, 16\), but has .*16, 16"),
+        ({"g_h1/w": (5, 5, 16, 16), "g_h2/w": (5, 5, 3, 16)}, r"g_h0_lin/Matrix should .*512\), but has .*5, 256"),
         ({"g_h0_lin/Matrix": (5, 1024)}, r"g_h0_lin/Matrix should .*5, 256\), but has .*5, 1024"),
         ({"g_h2/w": (5, 5, 4, 8)}, r"g_h2/w should .*3, 8\), but has .*4, 8"),
-        ({"g_h3/w": (5, 5, 3, 8)}, r"g_h2/w should .*4, 8\), but has .*3, 8"),
+        ({"g_h3/w": (5, 5, 3, 8)}, r"g_h0_lin/Matrix should .*512\), but has .*5, 256"),
         ({"d_h1_lin/Matrix": None, "d_h2_lin/Matrix": (256, 1)}, "d_h1_lin/Matrix should .*, but is missing"),
         ({"g_h1/w": (), "g_h2/w": None, "d_h0_conv/w": (8,)}, r"g_h0_lin/Matrix should .*, but has .*5, 256"),
         (dict.fromkeys(tiny()) | {"dense/kernel": (3, 3), "step": ()}, "g_h0_lin/Matrix should .*, but is missing"),
@@ -247,8 +247,8 @@ def test_a_run_from_an_original_model(original, folder, tmp_path):
         state.restore(str(tmp_path / f"checkpoints/mine/ckpt-{step}")).expect_partial()
     for network, layer, ours, theirs in (
         ("generator", "g_h1", "kernel", "generator/g_h1/w"),
-        ("averaged", "g_h1", "kernel", "generator/g_h1/w"),
-        ("averaged", "g_bn1", "moving_mean", "generator/g_bn1/moving_mean"),
+        ("generator_ema", "g_h1", "kernel", "generator/g_h1/w"),
+        ("generator_ema", "g_bn1", "moving_mean", "generator/g_bn1/moving_mean"),
         ("discriminator", "d_h1_lin", "bias", "discriminator/d_h1_lin/bias"),
     ):
         before, after = (getattr(getattr(d, network).get_layer(layer), ours).numpy() for d in (first, last))
