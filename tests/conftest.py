@@ -1,28 +1,40 @@
+import contextlib
+import io
 import os
+import runpy
 import shutil
 import signal
 import sys
+import warnings
 from pathlib import Path
+from subprocess import CompletedProcess
 
-import forked
+import cli
+
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import checkpoint
 import utils
 from completion import prior
 
-# two devices, so that a step on several replicas can be tested on any machine
-tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
-)
 ROOT = Path(__file__).resolve().parents[1]
 TINY = dict(image_size=16, c_dim=3, z_dim=5, gf_dim=8, df_dim=8)
 TINY_FLAGS = "--image_size 16 --z_dim 5 --gf_dim 8 --df_dim 8 --batch_size 4".split()
 RNG = np.random.default_rng(0)
+
+
+def pytest_sessionstart(session):
+    """Start TensorFlow, without its log lines; on two devices, so that any machine tests a step on several replicas."""
+    if session.config.getoption("numprocesses", None):
+        return  # the process that hands out the tests
+    with cli.quiet_tensorflow():
+        import tensorflow as tf
+
+        (cpu,) = tf.config.list_physical_devices("CPU")
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+    del os.environ["TF_CPP_MIN_LOG_LEVEL"]  # scripts would take it for the user's
 
 
 def pytest_collection_modifyitems(items):
@@ -59,6 +71,8 @@ def center_hole(count):
 
 def compiled_step(dcgan, optimizers):
     """A compiled training step: a function of images and z that counts the steps, as a run does."""
+    import tensorflow as tf
+
     step = tf.function(dcgan.train_step)
 
     def call(x, z):
@@ -78,11 +92,26 @@ def heed_sigint():
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def run(script, *arguments, cwd=None, status=0):
-    """Run a script to the exit status that is expected; returns what it printed."""
-    done = forked.run(ROOT / script, arguments, cwd or os.getcwd())
+def run(script, *arguments, cwd=".", status=0):
+    """Run a script in this process, where TensorFlow has started, to the exit status expected; what it printed."""
+    words, before = [str(ROOT / script), *map(str, arguments)], (os.getcwd(), sys.argv)
+    out, err = (
+        io.TextIOWrapper(io.BytesIO(), "utf-8", errors, write_through=True) for errors in ("strict", "backslashreplace")
+    )
+    ended = 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # of what is open until a process ends
+        try:
+            sys.argv = words
+            os.chdir(cwd)
+            runpy.run_path(words[0], run_name="__main__")
+        except SystemExit as end:
+            ended = end.code or 0
+        finally:
+            os.chdir(before[0])
+            sys.argv = before[1]
+    done = CompletedProcess(words, ended, *(stream.buffer.getvalue().decode() for stream in (out, err)))
     assert done.returncode == status, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
     return done
 
 
@@ -153,6 +182,8 @@ def small_model(tiny_dcgan, tmp_path_factory):
 @pytest.fixture(scope="session")
 def two_replicas():
     """One strategy for all tests of a process: those of several would take each other's gradients for their own."""
+    import tensorflow as tf
+
     return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 
 
@@ -181,6 +212,8 @@ def save_image(tmp_path):
 
 def events(directory):
     """TensorBoard's record in a directory."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     accumulator = EventAccumulator(str(directory), size_guidance={"tensors": 0})
     accumulator.Reload()
     return accumulator
