@@ -1,11 +1,10 @@
-"""The README's commands work as they stand there, and its flags exist."""
+"""README.md and docs/ are true: commands run as they stand there, flags and files exist, links lead somewhere."""
 
 import os
 import re
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +15,11 @@ from PIL import Image
 
 import utils
 
-README = (ROOT / "README.md").read_text()
-SCRIPTS = ("align.py", "train-dcgan.py", "train-encoder.py", "complete.py", "sample.py", "export.py")
+TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT / "README.md", *ROOT.glob("*/*.md"))}
+TEXTS["checkpoints/faces-64/MODEL_CARD.md"] = (ROOT / "checkpoints/faces-64/MODEL_CARD.md").read_text()
+README, SCRIPTS = TEXTS["README.md"], TEXTS["docs/scripts.md"]
+COMMANDS = "\n".join([README, SCRIPTS, TEXTS["docs/evaluation.md"]])
+NAMES = ("align.py", "train-dcgan.py", "train-encoder.py", "complete.py", "sample.py", "export.py", "paint.py")
 # so that it takes seconds
 SMALL = {
     "train-dcgan.py": "--image_size 16 --z_dim 5 --gf_dim 8 --df_dim 8".split(),
@@ -26,6 +28,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 def test_the_commands_from_photos_to_completions(tmp_path, monkeypatch, small_model):
     portrait = Image.fromarray(skimage.data.astronaut()[:240, 100:340])
     for name in ("mine/raw/portrait", "mine/raw/another", "test/raw/portrait"):
@@ -37,21 +40,18 @@ def test_the_commands_from_photos_to_completions(tmp_path, monkeypatch, small_mo
     Image.fromarray(scratch).save(tmp_path / "photo-mask.png")
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "faces-64").symlink_to(small_model)
-    # a line with brackets tells the flags, and is no command
-    lines = re.findall(r"^(?:    )?((?:\./|tensorboard )[^[\n]*)$", README, re.M)
-    commands = list(map(shlex.split, lines))
-    assert {command[0] for command in commands} == {*(f"./{script}" for script in SCRIPTS), "tensorboard"}
+    # a line with brackets tells the flags, and is no command; paint.py is started in tests/web
+    lines = re.findall(r"^(?:    )?((?:\./|tensorboard )[^[\n]*)$", COMMANDS, re.M)
+    commands = [shlex.split(line, comments=True) for line in lines]
+    assert {command[0] for command in commands} == {*(f"./{name}" for name in NAMES[:-1]), "tensorboard"}
     done = {}
     for program, *arguments in commands:
         script = program.removeprefix("./")
         # the networks of --init are what they are
         arguments += ["--epoch", "2"] if "--init" in arguments else SMALL.get(script, ())
-        if script == program:
-            start, environment = [Path(sys.executable).with_name(program)], {**os.environ, "PYTHONPATH": str(ROOT)}
-        else:
-            start, environment = command(script), None
-        start += arguments
-        done[program] = subprocess.run(start, cwd=tmp_path, capture_output=True, text=True, env=environment)
+        start = command(script) if script != program else [os.path.join(os.path.dirname(sys.executable), program)]
+        environment = None if script != program else {**os.environ, "PYTHONPATH": str(ROOT)}
+        done[program] = subprocess.run(start + arguments, cwd=tmp_path, capture_output=True, text=True, env=environment)
         assert done[program].returncode == 0, done[program].stderr
         if script != program:
             assert "oneDNN" not in done[program].stderr  # TensorFlow's chatter
@@ -71,12 +71,12 @@ def test_the_commands_from_photos_to_completions(tmp_path, monkeypatch, small_mo
     (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(snippet, names := {})
     truth = utils.to_float(utils.read_image("data/test/aligned/portrait.png", 64, 3))
-    for completed in (names["blended"][0], names["last"].completed[0]):
+    for completed in (names["last"].result[0], names["last"].completed[0]):
         same = (np.asarray(completed) == truth).all(-1)
         assert same[16:48, 16:48].mean() < 0.1  # the hole
         same[16:48, 16:48] = True
         assert same.all()
-    np.testing.assert_array_equal(Image.open("completed.png"), utils.to_uint8(names["blended"][0]))
+    np.testing.assert_array_equal(Image.open("completed.png"), utils.to_uint8(names["last"].result[0]))
 
 
 def test_the_figure_of_distributions(tmp_path):
@@ -98,13 +98,45 @@ def test_the_figure_of_distributions(tmp_path):
     assert np.abs(np.subtract(*views)).max() < 30
 
 
-def test_every_flag_exists():
-    helps = {script: run(script, "--help").stdout for script in (*SCRIPTS, "paint.py")}
-    for script, arguments in re.findall(r"^ *\./([\w-]+\.py) (.*)$", README, re.M):
+def test_every_flag_exists_and_is_described():
+    helps = {name: run(name, "--help").stdout for name in NAMES}
+    helps |= {name: run(name, "--help").stdout for name in set(re.findall(r"\bbenchmarks/\w+\.py(?= --)", COMMANDS))}
+    for script, arguments in re.findall(r"^ *(?:\./|python )([\w/-]+\.py) (.*)$", COMMANDS, re.M):
         for flag in re.findall(r"--\w+", arguments):
             assert re.search(rf"{flag}\b", helps[script]), f"{script} {flag}"
-    texts = [*helps.values()]
-    texts += [(ROOT / "tests" / f"{name}.py").read_text() for name in ("benchmark", "baselines")]
-    flags = set(re.findall(r"(?<![\w-])--[A-Za-z]\w+", README)) - {"--logdir"}  # TensorBoard's own
-    assert len(flags) > 30
-    assert not [flag for flag in flags if not any(re.search(rf"{flag}\b", text) for text in texts)]
+    flag = r"(?<![\w-])--[A-Za-z][\w-]+"
+    flags = set(re.findall(flag, COMMANDS + TEXTS["checkpoints/faces-64/MODEL_CARD.md"]))
+    exist = {found for text in helps.values() for found in re.findall(flag, text)} | {"--groups", "--brief"}
+    assert len(flags) > 30 and flags <= exist
+    described = {found for name in NAMES for found in re.findall(flag, helps[name])} - {"--help", "--logdir"}
+    assert described <= set(re.findall(flag, SCRIPTS))
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 200
+
+
+def test_the_readme_lists_all_files():
+    (tree,) = re.findall(r"(?:^ +[\w.-]+(?:/|\.py) .*\n)+", README, re.M)
+    listed, room = [], ""
+    for indent, name in re.findall(r"^( +)(\S+)", tree, re.M):
+        room = room if len(indent) > 4 else ""
+        assert (ROOT / room / name).exists(), name
+        listed += [room + name] if name.endswith(".py") else []
+        room = name if name.endswith("/") else room
+    rooms = (".", "completion", "photos", "training", "web")
+    files = [path.relative_to(ROOT).as_posix() for room in rooms for path in (ROOT / room).glob("*.py")]
+    assert sorted(listed) == sorted(name for name in files if not name.endswith("__init__.py"))
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_link_leads_somewhere(name):
+    for target in re.findall(r"\]\(([^)\s]+)\)", TEXTS[name]):
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        place = os.path.normpath(os.path.join(os.path.dirname(name), path)) if path else name
+        assert (ROOT / place).exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", TEXTS[place], re.M)
+            assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}, target
