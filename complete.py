@@ -15,7 +15,7 @@ from pathlib import Path
 
 import cli
 
-from tqdm import tqdm
+from PIL import Image
 
 import checkpoint
 import utils
@@ -78,10 +78,7 @@ def check(args):
     place = Path(os.path.realpath(args.outDir))
     for name in map(Path, args.imgs):
         if name.is_dir() and Path(os.path.realpath(name)) in (place, *place.parents):
-            raise cli.UserError(
-                f"--outDir {args.outDir}: lies in {name}, where the next run would complete its pictures; "
-                "choose a folder outside"
-            )
+            raise cli.UserError(f"--outDir {args.outDir}: lies in {name}, among the images; choose a folder outside")
     directory = checkpoint.choose(args.checkpointDir)
     architecture = checkpoint.read_config(directory)["architecture"]
     return directory, architecture["image_size"], architecture["c_dim"]
@@ -89,16 +86,12 @@ def check(args):
 
 def read_images(args, size, channels):
     """The files of IMAGE and their holes; says which do not look like aligned faces."""
-    pictures = list(inputs.open_images(args.imgs))
-    images = inputs.prepare(pictures, size, channels, args)
-    odd = [path for path, image in pictures if image.width != image.height or image.width > 2 * size]
-    odd = [path for path in odd if path in images.paths and not record.record_above(path)]
-    if odd:
+    images = inputs.prepare(inputs.open_images(args.imgs), size, channels, args)
+    sizes = zip(images.paths, images.sizes, strict=True)
+    odd = [path for path, (width, height) in sizes if width != height or width > 2 * size]
+    if odd := [path for path in odd if not record.record_above(path)]:
         which = f"{odd[0]}{f' and {len(odd) - 1} more' if odd[1:] else ''}"
-        print(
-            f"{which}: not an aligned face, as it seems; with --photo the faces of photos are completed",
-            file=sys.stderr,
-        )
+        print(f"{which}: not an aligned face, it seems; --photo completes whole photos", file=sys.stderr)
     return images
 
 
@@ -117,63 +110,45 @@ def load_completer(args, directory):
     return completer
 
 
-def complete_batches(args, completer, images, out_dir, log_dir):
-    """Complete all images, and write what comes of it; returns the completed pixels of each sample, uint8."""
-    from completion import output
-
-    blended, completed, rows, zs = completer.blending != "none", [[] for _ in range(args.samples)], [], []
-    for start in range(0, len(images.paths), args.batchSize):
-        batch = images.of(slice(start, start + args.batchSize))
-        folder = f"batch_{start // args.batchSize:02d}" if len(images.paths) > args.batchSize else ""
-        results = []
-        for sample in range(args.samples):
-            place = Path(folder, f"sample_{sample:02d}" if args.samples > 1 else "")
-            with tqdm(unit="step", desc=(out_dir / place).name, dynamic_ncols=True) as bar:
-
-                def progress(done, total, bar=bar):
-                    bar.total = total
-                    bar.update(done - bar.n)
-
-                floats = utils.to_float(batch.pixels)
-                states = completer.complete(floats, batch.holes, sample, progress, batch.numbers)
-                last = output.write_search(states, batch, out_dir / place, log_dir / place, bar.set_postfix)
-            output.write_summary(last, batch, out_dir / place, blended)
-            rows += output.write_results(last, batch, out_dir, f"_{sample}" if args.samples > 1 else "", blended)
-            results.append(last.result)
-            zs.append(last.z)
-            completed[sample] += list(utils.to_uint8(last.result))
-        if args.samples > 1:
-            output.write_samples(results, batch, out_dir / folder)
-    return completed, output.write_table(rows, zs, out_dir, blended)
+def read_photos(args, size, channels, folder):
+    """The faces that are cut out of the photos of IMAGE, with their holes, and the `record.Crop` of each."""
+    settings = alignment.Settings(
+        size=size, faces=args.faces or "largest", mask=args.mask, mask_dir=args.maskDir, points=args.points
+    )
+    crops = {crop.path: crop for crop in alignment.align_photos(args.imgs, folder, settings, keep=True)}
+    damaged = any(crop.pixels.shape[2] == 4 for crop in crops.values())
+    kind = args.maskType or ("alpha" if damaged else None)
+    flags = argparse.Namespace(**vars(args) | dict(imgs=[folder], mask=None, maskDir=None, maskType=kind))
+    pictures = ((path, Image.fromarray(crop.pixels)) for path, crop in crops.items())
+    images = inputs.prepare(pictures, size, channels, flags)
+    return images, [crops[path] for path in images.paths]
 
 
 def complete(args):
     directory, size, channels = check(args)
-    out_dir = utils.make_directory(args.outDir, "--outDir", empty=True) if args.photo else Path(args.outDir)
-    with inputs.removed_on_error(out_dir / "aligned") if args.photo else contextlib.nullcontext():
-        images = inputs.cut_faces(args, out_dir, size, channels) if args.photo else read_images(args, size, channels)
-        out_dir = utils.make_directory(args.outDir, "--outDir", empty=not args.photo)
+    out_dir, crops = Path(args.outDir), None
+    if args.photo:
+        utils.make_directory(out_dir, "--outDir", empty=True)
+    with utils.removed_on_error(out_dir / "aligned") if args.photo else contextlib.nullcontext():
+        if args.photo:
+            images, crops = read_photos(args, size, channels, out_dir / "aligned")
+        else:
+            images = read_images(args, size, channels)
+            utils.make_directory(out_dir, "--outDir", empty=True)
         log_dir = utils.make_directory(args.log_dir, "--log_dir")
-        log_dir /= f"{os.path.basename(os.path.realpath(out_dir))}-{time.strftime('%Y%m%d-%H%M%S')}"
         completer = load_completer(args, directory)
-    import ops  # TensorFlow is imported by now
+    from completion import output
 
-    with ops.memory_and_disk("--batchSize, --log_dir"):
-        completed, summary = complete_batches(args, completer, images, out_dir, log_dir)
-    put_back(images, completed, out_dir, args.seed)
+    log_dir /= f"{os.path.basename(os.path.realpath(out_dir))}-{time.strftime('%Y%m%d-%H%M%S')}"
+    completed, summary = output.complete(completer, images, args.samples, args.batchSize, out_dir, log_dir)
+    if images.holes.kind not in ("lowres", "full"):
+        crops = crops or record.find_crops(images.paths)
+        folders = [out_dir / (f"photos_{sample}" if args.samples > 1 else "photos") for sample in range(args.samples)]
+        restored = restoring.restore(folders, crops, images.holes, images.pixels, completed, args.seed)
+        for folder, (count, outside) in zip(folders, restored, strict=True):
+            if count:
+                print(f"{folder}: {count} mended; {outside:.0%} of the holes lie beside the faces, and are inpainted")
     print(summary)
-
-
-def put_back(images, completed, out_dir, seed):
-    """Put the completed crops of each sample back into the photos that they come from."""
-    if images.holes.kind in ("lowres", "full"):
-        return
-    folders = [out_dir / (f"photos_{sample}" if completed[1:] else "photos") for sample in range(len(completed))]
-    crops = record.find_crops(images.paths)
-    results = restoring.restore(folders, crops, images.holes, images.pixels, completed, seed)
-    for folder, (count, outside) in zip(folders, results, strict=True):
-        if count:
-            print(f"{folder}: {count} mended; {outside:.0%} of the holes lie beside the faces, and are inpainted")
 
 
 def main():

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import tempfile
 import warnings
 import zipfile
@@ -281,6 +282,16 @@ def make_directory(path, flag, empty=False):
     if empty and any(path.iterdir()):
         raise cli.UserError(f"{flag} {path}: is not empty; choose another directory, or remove it first")
     return path
+
+
+@contextlib.contextmanager
+def removed_on_error(directory):
+    """Remove a directory that is made inside this if it ends early, so that the same command can be tried again."""
+    try:
+        yield
+    except (cli.UserError, SystemExit):
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
 
 
 def check_samples(directory, name):

@@ -1,8 +1,5 @@
 """The images to complete, and their holes: what the flags of complete.py choose, decided once."""
 
-import argparse
-import contextlib
-import shutil
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +7,6 @@ from typing import NamedTuple
 import cli
 
 import numpy as np
-from PIL import Image
 
 import utils
 from completion import masks
@@ -21,12 +17,13 @@ class Images(NamedTuple):
 
     numbers: range  # decide each image's random draws
     paths: list
+    sizes: list  # of the files' pixels, pairs of width and height
     pixels: np.ndarray  # uint8, (N, size, size, channels)
     holes: masks.Holes
 
     def of(self, part):
         """Those of a slice."""
-        return Images(self.numbers[part], self.paths[part], self.pixels[part], self.holes.of(part))
+        return Images(*(values[part] for values in self[:4]), self.holes.of(part))
 
 
 def open_images(names):
@@ -49,7 +46,7 @@ def prepare(pictures, size, channels, args):
     that get no hole from their transparency are reported. Raises UserError if no image is left, or if some are
     transparent and others not, or if a mask gives no hole.
     """
-    paths, pixels, alphas, sides = [], [], [], []
+    paths, sizes, pixels, alphas = [], [], [], []
     chosen = args.maskType or (args.mask or args.maskDir) and "mask"
     for path, image in pictures:
         alpha = masks.transparent(image, size)
@@ -62,16 +59,16 @@ def prepare(pictures, size, channels, args):
         paths.append(path)
         pixels.append(utils.as_pixels(image, size, channels))
         alphas.append(alpha)
-        sides.append(min(image.size))
+        sizes.append(image.size)
     if not paths:
         first = f"{args.imgs[0]}{' ...' if args.imgs[1:] else ''}"
         empty = len(args.imgs) == 1 and Path(first).is_dir() and not utils.find_images(first)
         why = f"it holds none ({', '.join(sorted(utils.IMAGE_SUFFIXES))})" if empty else "see above"
         raise cli.UserError(f"IMAGE {first}: no image to complete; {why}")
     kind = chosen or default_kind(alphas)
-    made = alphas if kind == "alpha" else make_masks(args, kind, paths, sides, size)
+    made = alphas if kind == "alpha" else make_masks(args, kind, paths, [min(pair) for pair in sizes], size)
     holes = masks.holes(kind, made, args.window if args.weighting == "neighbours" else None)
-    return Images(range(len(paths)), paths, np.stack(pixels), holes)
+    return Images(range(len(paths)), paths, sizes, np.stack(pixels), holes)
 
 
 def default_kind(alphas):
@@ -100,26 +97,3 @@ def make_masks(args, kind, paths, sides, size):
         mask = masks.fit_hidden(masks.read_hidden(file), size, side)
         result.append(masks.check(mask, f"--maskDir {file}"))
     return result
-
-
-@contextlib.contextmanager
-def removed_on_error(folder):
-    """Remove a folder that was made inside this if it ends early, so that the same command can be tried again."""
-    try:
-        yield
-    except (cli.UserError, SystemExit):
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-
-
-def cut_faces(args, out_dir, size, channels):
-    """TEMPORARY, until photos are aligned in memory."""
-    from photos import alignment
-
-    settings = alignment.Settings(size, faces=args.faces or "largest", mask=args.mask, mask_dir=args.maskDir)
-    settings = settings._replace(points=args.points)
-    crops = alignment.align_photos(args.imgs, out_dir / "aligned", settings, keep=True)
-    damaged = any(crop.pixels.shape[2] == 4 for crop in crops)
-    kind = args.maskType or ("alpha" if damaged else None)
-    flags = argparse.Namespace(**vars(args) | dict(imgs=[out_dir / "aligned"], mask=None, maskDir=None, maskType=kind))
-    return prepare(((crop.path, Image.fromarray(crop.pixels)) for crop in crops), size, channels, flags)

@@ -6,11 +6,54 @@ import cli
 
 import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
+import ops
 import utils
 from completion import metrics
 
 LOSSES = "contextual", "perceptual", "total", "current"
+
+
+def complete(completer, images, samples, batch_size, out_dir, log_dir):
+    """Complete `inputs.Images` batch by batch, each `samples` times, and write what comes of it to `out_dir`.
+
+    TensorBoard's record goes to `log_dir`. Returns the completed images of each sample, lists of uint8 (size, size, C),
+    and a line that sums up how good they are. Raises UserError where something cannot be written.
+    """
+    blended, completed, rows, zs = completer.blending != "none", [[] for _ in range(samples)], [], []
+    for start in range(0, len(images.paths), batch_size):
+        batch = images.of(slice(start, start + batch_size))
+        folder = f"batch_{start // batch_size:02d}" if len(images.paths) > batch_size else ""
+        results = []
+        for sample in range(samples):
+            place = Path(folder, f"sample_{sample:02d}" if samples > 1 else "")
+            with ops.memory_and_disk("--batchSize, --log_dir"):
+                last = complete_batch(completer, batch, sample, out_dir / place, log_dir / place)
+            write_summary(last, batch, out_dir / place, blended)
+            rows += write_results(last, batch, out_dir, f"_{sample}" if samples > 1 else "", blended)
+            results.append(last.result)
+            zs.append(last.z)
+            completed[sample] += list(utils.to_uint8(last.result))
+        if samples > 1:
+            views = {"masked": batch.holes.show(utils.to_float(batch.pixels))}
+            views |= {f"sample {i}": result for i, result in enumerate(results)}
+            utils.write_image(out_dir / folder / "samples.png", utils.labelled_rows(views))
+    with utils.atomic_write(out_dir / "z.npy") as file:
+        np.save(file, np.concatenate(zs))
+    return completed, write_table(rows, out_dir, blended)
+
+
+def complete_batch(completer, batch, sample, folder, log_dir):
+    """Complete a batch, with a progress bar; returns the last state of the search."""
+    with tqdm(unit="step", desc=folder.name, dynamic_ncols=True) as bar:
+
+        def progress(done, total):
+            bar.total = total
+            bar.update(done - bar.n)
+
+        states = completer.complete(utils.to_float(batch.pixels), batch.holes, sample, progress, batch.numbers)
+        return write_search(states, batch, folder, log_dir, bar.set_postfix)
 
 
 def write_search(states, batch, folder, log_dir, report=lambda losses: None):
@@ -58,13 +101,6 @@ def write_summary(last, batch, folder, blended):
     utils.write_image(folder / "summary.png", utils.labelled_rows(views))
 
 
-def write_samples(results, batch, folder):
-    """Write the different completions of a batch, a list of float images each, below each other."""
-    views = {"masked": batch.holes.show(utils.to_float(batch.pixels))}
-    views |= {f"sample {i}": result for i, result in enumerate(results)}
-    utils.write_image(folder / "samples.png", utils.labelled_rows(views))
-
-
 def write_results(last, batch, out_dir, suffix, blended):
     """Write each completed image, blended to `final` and as it is to `plain`; returns their rows of metrics.csv."""
     rows = []
@@ -85,10 +121,8 @@ def write_results(last, batch, out_dir, suffix, blended):
     return rows
 
 
-def write_table(rows, zs, out_dir, blended):
-    """Write metrics.csv and z.npy; returns a line that sums them up."""
-    with utils.atomic_write(out_dir / "z.npy") as file:
-        np.save(file, np.concatenate(zs))
+def write_table(rows, out_dir, blended):
+    """Write metrics.csv; returns a line that sums it up."""
     means = metrics.write(out_dir / "metrics.csv", rows)
     result = "blended" if blended else "plain"
     quality = f"contextual loss {means['contextual']:.0f}"

@@ -250,7 +250,7 @@ def test_what_is_no_aligned_face_is_told_and_completed(trained, tmp_path, call):
     (tmp_path / "in/faces/up").symlink_to("..")
     flags = ["--checkpointDir", trained / "checkpoints/mine", *FEW]
     status, lines = call("complete.py", "in/faces", *flags, "--outDir", "a")
-    assert not status and lines[0].startswith("in/faces/sub/wide.png: not an aligned face, as it seems; with --photo")
+    assert not status and lines[0].startswith("in/faces/sub/wide.png: not an aligned face, it seems; --photo")
     (tmp_path / "in/faces/align.csv").touch()
     status, lines = call("complete.py", "in", *flags, "--outDir", "b")
     assert not status and lines[0].startswith("in/large.png: not an aligned face")
