@@ -116,11 +116,11 @@ def run(script, *arguments, cwd=".", status=0):
 
 
 def one_line(done, *words):
-    """Check that a script said what is wrong in one line of standard error, with `words`, after what it skipped."""
-    lines = done.stderr.strip().splitlines()
-    for word in words:
-        assert word in lines[-1]
-    assert all(line.startswith("skipped") for line in lines[:-1])
+    """The one line of standard error, after what was skipped, in which a script said what is wrong, with `words`."""
+    *skipped, line = done.stderr.strip().splitlines()
+    assert line.startswith(f"{Path(done.args[0]).name}: error: ") and all(word in line for word in words), line
+    assert all(line.startswith("skipped") for line in skipped), skipped
+    return line
 
 
 @pytest.fixture
