@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw the README's pictures of the model that ships with it: mended photos, completions of portraits, and samples.
+"""Draw the pictures of the pretrained model that the README shows: repaired photos, completed portraits, samples.
 
 make demo
 .venv/bin/python docs/pictures.py demo/TIME
@@ -15,9 +15,8 @@ import numpy as np
 import checkpoint
 import ops
 import utils
-from completion import compositing, masks, prior, search
-from completion.encoder import Encoder
-from model import DCGAN
+from completion import masks
+from completion.completer import Completer
 
 HOME = Path(__file__).resolve().parent
 HEIGHT = 512  # of photos
@@ -25,7 +24,7 @@ HOLES = {"center": {}, "left": {}, "random": {"fraction": 0.8}, "grid": {}}
 
 
 def photos(demo):
-    """Show each photo before and after, all equally high, beside each other."""
+    """Each photo before and after, all of the same height, side by side."""
     pictures = []
     for path in utils.find_images(demo / "damaged"):
         for photo in map(utils.open_image, (path, demo / "mended/photos" / path.name)):
@@ -35,25 +34,22 @@ def photos(demo):
 
 
 def main(demo):
-    """Show the photos of a demo; complete each of its faces with every hole, and draw samples."""
+    """Draw the photos of a demo, each of its faces with every hole, and samples."""
     photos(Path(demo))
-    dcgan = DCGAN.load(checkpoint.SHIPPED)
-    paths = utils.find_images(Path(demo) / "aligned")
-    faces = utils.to_float([utils.read_image(path, dcgan.image_size, dcgan.c_dim) for path in paths])
-    x, y = np.meshgrid(*[range(dcgan.image_size)] * 2)
-    holes = [((2 * x + y) % 40 > 8).astype(np.float32)[..., None]]  # scratches
-    holes += [masks.make(kind, dcgan.image_size, seed=(0, 0), **options) for kind, options in HOLES.items()]
-    images = np.repeat(faces, len(holes), axis=0)
-    holes = np.tile(holes, (len(faces), 1, 1, 1))
-    encoder, _ = Encoder.load(checkpoint.SHIPPED, dcgan)
-    covariance = prior.load(checkpoint.SHIPPED, dcgan.image_shape)
-    start = encoder.guess(*masks.holes("mask", holes).masked(images)) if encoder else None
-    *_, last = search.complete(dcgan, images, holes, start=start)
-    blended = compositing.blend(images, last.generated, holes, covariance)
-    views = {"original": images, "masked": images * holes, "generated": last.generated, "blended": blended}
+    completer = Completer.load(checkpoint.SHIPPED)
+    size, channels = completer.dcgan.image_size, completer.dcgan.c_dim
+    faces = utils.to_float(
+        [utils.read_image(path, size, channels) for path in utils.find_images(Path(demo, "aligned"))]
+    )
+    x, y = np.meshgrid(*[range(size)] * 2)
+    hidden = [((2 * x + y) % 40 > 8).astype(np.float32)[..., None]]  # scratches
+    hidden += [masks.make(kind, size, seed=(0, 0), **options) for kind, options in HOLES.items()]
+    images, holes = np.repeat(faces, len(hidden), axis=0), masks.holes("mask", hidden * len(faces))
+    *_, last = completer.complete(images, holes)
+    views = {"original": images, "masked": holes.show(images), "generated": last.generated, "blended": last.result}
     utils.write_image(HOME / "completions.png", utils.labelled_rows(views))
 
-    samples = dcgan.inference_generator(ops.random_z((48, dcgan.z_dim), 0, "samples"), training=False)
+    samples = completer.dcgan.draw(ops.random_z((48, completer.dcgan.z_dim), 0, "samples"))
     utils.write_image(HOME / "samples.png", utils.image_grid(samples, columns=12))
 
 

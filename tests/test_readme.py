@@ -1,11 +1,16 @@
 """README.md and docs/ are true: commands run as they stand there, flags and files exist, links lead somewhere."""
 
+import base64
+import copy
+import io
 import os
 import re
 import shlex
 import subprocess
 import sys
 
+import nbclient
+import nbformat
 import numpy as np
 import pytest
 import scipy.stats
@@ -79,23 +84,39 @@ def test_the_commands_from_photos_to_completions(tmp_path, monkeypatch, small_mo
     np.testing.assert_array_equal(Image.open("completed.png"), utils.to_uint8(names["last"].result[0]))
 
 
-def test_the_figure_of_distributions(tmp_path):
-    sys.path.insert(0, str(ROOT / "docs"))
-    try:
-        import distributions
-    finally:
-        sys.path.pop(0)
-    y = np.linspace(-4, 4, 8001)
-    density = scipy.stats.multivariate_normal(cov=[[2, -0.6], [-0.6, 0.5]]).pdf(np.column_stack([0 * y + 1.5, y]))
-    best = distributions.most_probable_y(1.5, np.array([[2, -0.6], [-0.6, 0.5]]))
-    assert best == pytest.approx(y[density.argmax()], abs=1e-3)
+@pytest.mark.slow
+def test_the_notebook_runs_and_draws_what_is_committed():
+    committed = nbformat.read(ROOT / "docs/article.ipynb", 4)
+    assert (ROOT / "docs/article.ipynb").stat().st_size < 1_500_000
+    notebook = copy.deepcopy(committed)
+    resources = {"metadata": {"path": str(ROOT / "docs")}}
+    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
+    drawn, before = list(pictures(notebook)), list(pictures(committed))
+    assert len(drawn) == len(before) > 5
+    assert not [out for cell in notebook.cells for out in cell.get("outputs", ()) if out.get("name") == "stderr"]
+    for now, then in zip(drawn[:2], before[:2], strict=True):  # the densities; what TensorFlow computes may differ
+        assert now.size == then.size
+        # other fonts and versions move a line by a pixel
+        views = (np.asarray(x.convert("RGB").resize((90, 45), Image.Resampling.BOX), float) for x in (now, then))
+        assert np.abs(np.subtract(*views)).max() < 30
 
-    run("docs/distributions.py", tmp_path / "figure.png")
-    drawn, committed = Image.open(tmp_path / "figure.png"), Image.open(ROOT / "docs" / "distributions.png")
-    assert drawn.size == committed.size
-    # other fonts and versions move a line by a pixel
-    views = (np.asarray(x.convert("RGB").resize((90, 72), Image.Resampling.BOX), float) for x in (drawn, committed))
-    assert np.abs(np.subtract(*views)).max() < 30
+
+def pictures(notebook):
+    """The pictures among a notebook's outputs."""
+    for output in [output for cell in notebook.cells for output in cell.get("outputs", ())]:
+        if "image/png" in output.get("data", {}):
+            yield Image.open(io.BytesIO(base64.b64decode(output.data["image/png"])))
+
+
+def test_the_most_probable_y_of_the_notebook():
+    sources = [cell.source for cell in nbformat.read(ROOT / "docs/article.ipynb", 4).cells]
+    (function,) = [
+        text for source in sources for text in source.split("\n\n\n") if text.startswith("def most_probable_y")
+    ]
+    exec(function, names := {})
+    y, covariance = np.linspace(-4, 4, 8001), np.array([[2, -0.6], [-0.6, 0.5]])
+    density = scipy.stats.multivariate_normal(cov=covariance).pdf(np.column_stack([0 * y + 1.5, y]))
+    assert names["most_probable_y"](1.5, covariance) == pytest.approx(y[density.argmax()], abs=1e-3)
 
 
 def test_every_flag_exists_and_is_described():
