@@ -9,6 +9,8 @@ import warnings
 from pathlib import Path
 from subprocess import CompletedProcess
 
+os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")  # tests are what runs in parallel
+
 import cli
 
 import numpy as np
