@@ -35,18 +35,14 @@ ARCHITECTURE = {
 PRECISIONS = "float32", "mixed_bfloat16", "mixed_float16"
 TRAINING = {
     "batch_size": (cli.number(int, 1, 10**6), 64, "images per step"),
-    "learning_rate": (cli.number(float, 0, 1, above=True), 0.0002, "step size of Adam"),
+    "learning_rate": (cli.number(float, 0, 1, above=True), 0.0002, "learning rate of Adam"),
     "beta1": (cli.number(float, 0, 0.9999), 0.5, "momentum of Adam"),
     "seed": (cli.number(int, 0, 2**32 - 1), 0, "decides data order, flips, z and first weights"),
     "flip": (cli.one_of(False, True), False, "mirror half of the images at random"),
-    "precision": (
-        cli.one_of("auto", *PRECISIONS),
-        "auto",
-        "what layers compute in; auto: what is fastest without harm",
-    ),
+    "precision": (cli.one_of("auto", *PRECISIONS), "auto", "what layers compute in; auto: the fastest without harm"),
 }
 ENCODER = "encoder"  # the folder beside a model
-ENCODER_TRAINING = TRAINING | {"learning_rate": (TRAINING["learning_rate"][0], 0.0005, "first step size of Adam")}
+ENCODER_TRAINING = TRAINING | {"learning_rate": (TRAINING["learning_rate"][0], 0.0005, "initial learning rate of Adam")}
 
 
 def add_settings(group, table):
@@ -65,11 +61,11 @@ def settings(args, table, saved):
 
 
 def check_precision(directory, saved, wanted, remedy):
-    """Raise UserError if a run with one precision, `saved` or None, cannot go on with the one that is wanted."""
+    """Raise UserError if a run with one precision, `saved` or None, cannot resume with the one that is wanted."""
     if saved and saved != wanted and "mixed_float16" in (saved, wanted):
         raise cli.UserError(
-            f"--precision {wanted}: the run in {directory} has {saved}, and mixed_float16 cannot follow or be followed "
-            f"by another; leave the flag out, or {remedy}"
+            f"--precision {wanted}: the run in {directory} has {saved}, and a run cannot change to or from "
+            f"mixed_float16; leave the flag out, or {remedy}"
         )
 
 
@@ -94,11 +90,6 @@ def newest(directory):
     return (find(directory) or ["the newest checkpoint"])[0]
 
 
-def go_on_from(directory):
-    """What can be done when a worker is lost: how to go on, and from which checkpoint."""
-    return f"start all again with the same command: they go on from {newest(directory)}"
-
-
 def find_original(directory):
     """The newest checkpoint of the original code in a directory, or None; ours go first where both are there."""
     return None if find(directory) else original.find(directory)
@@ -110,7 +101,7 @@ def holds_model(directory):
 
 
 def choose(directory):
-    """The checkpoint directory to use: the one asked for, else the user's own, else the shipped one.
+    """The checkpoint directory to use: the one asked for, else the user's own, else that of the pretrained model.
 
     Raises UserError if it holds no model.
     """
@@ -123,8 +114,8 @@ def choose(directory):
 
 
 def describe(directory, step):
-    """A line that names the model in use, and where that has made few steps the one that came with this code."""
-    advice = f" (from nothing faces take about {FACES_AFTER}; --checkpointDir checkpoints/faces-64 came with this code)"
+    """A line that names the model in use, and where that has made few steps the pretrained one."""
+    advice = f" (faces take about {FACES_AFTER}; --checkpointDir checkpoints/faces-64 is the pretrained model)"
     return f"model: {directory}, step {step}{advice if step < FACES_AFTER else ''}"
 
 
@@ -223,7 +214,7 @@ def save(directory, networks, numbers, optimizers, keep=3):
         remove_unfinished(directory)
         raise cli.UserError(
             f"{directory}: step {numbers['step']} could not be saved ({cli.reason(error)}); is the disk full? "
-            "With more room the same command goes on from the checkpoint before"
+            "With more room the same command resumes from the checkpoint before"
         ) from error
     # what a killed run wrote but did not list; a short list may itself have been lost, and then all is kept
     listed = {Path(path).name for path in manager.checkpoints}

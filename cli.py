@@ -9,6 +9,7 @@ import contextlib
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -22,7 +23,7 @@ class UserError(Exception):
 
 
 def end_in_one_line(kind, error, trace):
-    """The `sys.excepthook` that tells of Ctrl-C, and of a package that is not installed, without a traceback."""
+    """The `sys.excepthook` that reports Ctrl-C, and a package that is not installed, without a traceback."""
     script = Path(sys.argv[0]).name
     if issubclass(kind, KeyboardInterrupt):
         print(f"{script}: stopped", file=sys.stderr)
@@ -38,8 +39,26 @@ if os.path.dirname(os.path.realpath(sys.argv[0])) == os.path.dirname(os.path.rea
     sys.excepthook = end_in_one_line
 
 
+def other_spelling(flag):
+    """--outDir of --out_dir, and --out_dir of --outDir."""
+    snake = re.sub("[A-Z]", lambda letter: f"_{letter[0].lower()}", flag)
+    return re.sub("_([a-z])", lambda match: match[1].upper(), flag) if snake == flag else snake
+
+
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's parser, but an error is one line without the usage text in front; the exit status stays 2."""
+    """argparse's parser, but an error is one line without the usage text, and a flag has two spellings.
+
+    The one that it is added with is documented; its `other_spelling` means the same. The exit status stays 2.
+    """
+
+    def parse_known_args(self, args=None, namespace=None):
+        for flag, action in [*self._option_string_actions.items()]:
+            self._option_string_actions.setdefault(other_spelling(flag), action)
+        return super().parse_known_args(args, namespace)
+
+    def _get_option_tuples(self, option_string):
+        """What a flag may abbreviate; both spellings of one are no ambiguity."""
+        return [*{id(found[0]): found for found in super()._get_option_tuples(option_string)}.values()]
 
     def error(self, message):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
@@ -70,20 +89,6 @@ def number(kind, low, high=math.inf, above=False):
         raise argparse.ArgumentTypeError(f"{text!r} is not a {'whole ' if kind is int else ''}number {limits}")
 
     return parse
-
-
-def add_run_flags(parser, epochs, samples, evaluated):
-    """Give a parser the flags of every run of training; the texts say what it draws and what it measures."""
-    count, add = number(int, 1, 10**9), parser.add_argument
-    add("--dataset", metavar="DIR", required=True, help="folder of images, searched in all subfolders")
-    add("--epoch", type=count, default=epochs, help="epochs in all, those before a resume included (%(default)s)")
-    add("--sample_dir", metavar="DIR", default="samples", help=f"where {samples} go (%(default)s)")
-    add("--log_dir", metavar="DIR", default="logs", help="where TensorBoard's record goes (%(default)s)")
-    add("--cache_mb", type=number(int, 0), metavar="MB", default=1024, help="memory for images (%(default)s)")
-    add("--eval_every", type=count, metavar="N", help=f"measure {evaluated} every N steps too (at epochs' ends)")
-    add("--jit_compile", action="store_true", help="compile the step with XLA: for one GPU; slows a CPU down tenfold")
-    add("--join_timeout", type=count, metavar="S", default=300, help="seconds to wait for other machines (%(default)s)")
-    add("--deterministic", action="store_true", help="the same bits in every run, where TensorFlow can; slower")
 
 
 def one_of(*options):

@@ -25,12 +25,17 @@ import utils
 FORMATS = "weights", "saved_model", "keras", "onnx", "litert"
 
 
-def main():
+def parse_args():
     parser = cli.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", metavar="OUT", help="a new or empty folder")
     parser.add_argument("--checkpointDir", metavar="DIR", default="checkpoints/mine", help="the model (%(default)s)")
     parser.add_argument("--format", choices=FORMATS, default="weights", help="how (%(default)s)")
-    return parser.run(export, parser.parse_args())
+    return parser, parser.parse_args()
+
+
+def main():
+    parser, args = parse_args()
+    return parser.run(export, args)
 
 
 def export(args):
@@ -38,8 +43,7 @@ def export(args):
         raise cli.UserError("--format onnx: needs the package tf2onnx; pip install tf2onnx")
     if args.format == "litert" and tuple(map(int, importlib.metadata.version("keras").split(".")[:2])) < (3, 13):
         raise cli.UserError("--format litert: needs Keras 3.13, which needs Python 3.11; pip install 'keras>=3.13'")
-    if not checkpoint.holds_model(args.checkpointDir):
-        raise cli.UserError(f"--checkpointDir {args.checkpointDir}: holds no model; train one with train-dcgan.py")
+    checkpoint.choose(args.checkpointDir)
     out = utils.make_directory(args.out, "OUT", empty=True)
     with cli.quiet_tensorflow():
         import ops

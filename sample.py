@@ -24,7 +24,7 @@ JITTER = 0.25  # of z, in Radford et al. 2016, figure 7
 def parse_args():
     parser = cli.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--checkpointDir", metavar="DIR", help="the model (checkpoints/mine, else the one that came with this code)")
+    add("--checkpointDir", metavar="DIR", help="the model (checkpoints/mine, else the pretrained one)")
     text = "a new or empty folder for the pictures (%(default)s)"
     add("--outDir", metavar="DIR", default="samples-of-model", help=text)
     add("--count", type=cli.number(int, 2, 10**4), default=64, metavar="N", help="samples (%(default)s)")

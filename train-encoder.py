@@ -1,17 +1,16 @@
 #!/usr/bin/env python3
-"""Learn from faces how to fill holes with a trained DCGAN: their covariance, and an encoder that guesses z.
+"""Learn from faces how to fill holes with a trained DCGAN: their covariance, and an encoder that predicts z.
 
 ./train-encoder.py --checkpointDir checkpoints/mine --dataset data/mine/aligned
 tensorboard --logdir logs
 
-Both are kept with the model, and complete.py uses them. The same command goes on with a run that was stopped; when the
-model has been trained further, it makes the encoder fit that.
+Both are kept with the model, and complete.py uses them. The same command resumes a run that was stopped; when the model
+has been trained further, it makes the encoder fit that.
 """
 
 import argparse
 import os
 import sys
-from functools import partial
 from pathlib import Path
 
 import cli
@@ -20,32 +19,23 @@ from tqdm import tqdm
 
 import checkpoint
 import utils
-from training import cluster
+from training import cluster, launch
 
-ENOUGH = 10_000  # steps of 64 images, until the encoder gets better slowly
-HELD_OUT = 512  # images to measure on, at most a tenth of all
+ENOUGH = 10_000  # steps of 64 images, until the encoder improves slowly
+HELD_OUT = 512  # images to evaluate on, at most a tenth of all
 
 
 def parse_args():
     parser = cli.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cli.add_run_flags(parser, epochs=10, samples="pictures of completions", evaluated="the encoder")
+    texts = dict(samples="pictures of completions", evaluated="the encoder")
+    launch.add_flags(parser, checkpoint.ENCODER_TRAINING, epochs=10, **texts)
     parser.add_argument("--checkpointDir", metavar="DIR", default="checkpoints/mine", help="the model (%(default)s)")
-    group = parser.add_argument_group("settings kept with the encoder", "a resumed run goes on with them")
-    checkpoint.add_settings(group, checkpoint.ENCODER_TRAINING)
     return parser, parser.parse_args()
 
 
-def main():
-    parser, args = parse_args()
-    return parser.run(train, args)
-
-
 def settings(args, folder):
-    """What the encoder in a folder, if there is one, was trained with, with the flags given."""
-    if not Path(args.dataset).is_dir():
-        raise cli.UserError(f"--dataset {args.dataset}: no such directory; give a folder of images")
-    if not checkpoint.holds_model(args.checkpointDir):
-        raise cli.UserError(f"--checkpointDir {args.checkpointDir}: holds no model; train one with train-dcgan.py")
+    """The model's architecture, and the settings of this run: the flags given, then those kept in the folder."""
+    checkpoint.choose(args.checkpointDir)
     architecture, saved = checkpoint.read_config(args.checkpointDir)["architecture"], {}
     if checkpoint.find(folder):
         config = checkpoint.read_encoder_config(folder, architecture)
@@ -61,49 +51,37 @@ def settings(args, folder):
 
 
 def train(args):
-    sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line at once, and keeps it if we are killed
-    place = cluster.place()
-    folder = utils.inside(args.checkpointDir, checkpoint.ENCODER)
+    place, folder = cluster.place(), utils.inside(args.checkpointDir, checkpoint.ENCODER)
     architecture, options = settings(args, folder)
-    if place.index == 0:
-        for path, flag in ((folder, "--checkpointDir"), (args.sample_dir, "--sample_dir"), (args.log_dir, "--log_dir")):
-            utils.make_directory(path, flag)
-        lock = checkpoint.lock(folder, "--checkpointDir")  # noqa: F841, held until the process ends
-
-    with cli.quiet_tensorflow():
+    with launch.workers(args, place, folder, "--checkpointDir") as team:
         import ops
         from completion.encoder import Encoder
         from model import DCGAN
         from training.dataset import ImageFolder
         from training.runs import EncoderRun
-        from training.workers import join
 
-        team = join(place, args.join_timeout)
-        device = ops.use_device(args.deterministic)
-    trained = DCGAN.load(args.checkpointDir)
-    print(f"{device}\n{checkpoint.describe(args.checkpointDir, trained.step)}")
-    name = f"{Path(os.path.realpath(args.checkpointDir)).name}-{trained.step}-encoder"  # one for each generator
-    if team.chief and not checkpoint.find(folder):
-        utils.check_samples(args.sample_dir, name)
-    images = ImageFolder(args.dataset, *trained.image_shape[1:], seed=options["seed"], cache_mb=args.cache_mb)
-    if len(images) < 2:
-        raise cli.UserError(f"--dataset {args.dataset}: holds one image; an encoder learns from thousands")
-    held_out = images.hold_out(min(HELD_OUT, max(1, len(images) // 10)), options["seed"])
-    per_epoch = len(images) // min(options["batch_size"], len(images))
-    print(f"images: {len(images)} to learn from, {len(held_out)} held out; steps an epoch: {per_epoch}")
-    if args.epoch * per_epoch < ENOUGH and team.chief:
-        print(f"a good encoder takes about {ENOUGH} steps, --epoch {-(-ENOUGH // per_epoch)}")
+        trained, seed = DCGAN.load(args.checkpointDir), options["seed"]
+        print(checkpoint.describe(args.checkpointDir, trained.step))
+        name = f"{Path(os.path.realpath(args.checkpointDir)).name}-{trained.step}-encoder"  # one for each generator
+        if team.chief and not checkpoint.find(folder):
+            utils.check_samples(args.sample_dir, name)
+        images = ImageFolder(args.dataset, *trained.image_shape[1:], seed=seed, cache_mb=args.cache_mb)
+        if len(images) < 2:
+            raise cli.UserError(f"--dataset {args.dataset}: holds one image; an encoder learns from thousands")
+        held_out = images.hold_out(min(HELD_OUT, max(1, len(images) // 10)), seed)
+        steps = images.steps(options["batch_size"])
+        print(f"images: {len(images)} to learn from, {len(held_out)} held out; steps an epoch: {steps}")
+        if args.epoch * steps < ENOUGH and team.chief:
+            print(f"a good encoder takes about {ENOUGH} steps, --epoch {-(-ENOUGH // steps)}")
 
-    precision = options.pop("precision")
-    if precision == "auto":
-        precision = ops.fastest_precision()
-    options |= {name: getattr(args, name) for name in ("epoch", "eval_every", "jit_compile")}
-    with ops.memory_and_disk("--batch_size, --log_dir"), team.naming_the_lost(partial(checkpoint.go_on_from, folder)):
+        precision = options.pop("precision")
+        precision = ops.fastest_precision() if precision == "auto" else precision
+        options |= {name: getattr(args, name) for name in ("epoch", "eval_every", "jit_compile")}
         same = architecture | options | {"precision": precision, "generator": trained.fingerprint()}
         team.compare(lambda: same | {"images": images.digest()})
         if team.chief:
             learn_covariance(args.checkpointDir, images)
-        ops.keras.utils.set_random_seed(options["seed"])
+        ops.keras.utils.set_random_seed(seed)
         with team.strategy.scope():
             dcgan = DCGAN(**architecture | {"ema": 0.0}, precision=precision)
             dcgan.start_from(trained)
@@ -113,24 +91,28 @@ def train(args):
 
 
 def learn_covariance(directory, images):
-    """Keep the covariance of images with the model in a directory, if there is none."""
+    """Keep the covariance of images, a probabilistic PCA, with the model in a directory, if there is none."""
     from completion import prior
 
     path = Path(directory, prior.FILE)
     if prior.load(directory, images.shape):
         print(f"covariance: in {path}; without that file it would be learned anew")
         return
-    bar = tqdm(total=prior.PASSES * len(images), desc="covariance", unit="img", leave=False, dynamic_ncols=True)
+    with tqdm(total=prior.PASSES * len(images), desc="covariance", unit="img", leave=False, dynamic_ncols=True) as bar:
 
-    def blocks():
-        for block in images.blocks():
-            yield block
-            bar.update(len(block))
+        def blocks():
+            for block in images.blocks():
+                yield block
+                bar.update(len(block))
 
-    with bar:
         covariance = prior.fit(blocks)
     prior.save(directory, covariance)
-    print(f"covariance: {len(covariance.variances)} axes, in {path}")
+    print(f"covariance: {len(covariance.variances)} components, in {path}")
+
+
+def main():
+    parser, args = parse_args()
+    return parser.run(train, args)
 
 
 if __name__ == "__main__":

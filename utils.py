@@ -20,7 +20,8 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 # Pillow would only warn of what `open_image` refuses
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp"}
+IMAGE_SUFFIXES = ".bmp", ".jpeg", ".jpg", ".png", ".webp"
+NO_IMAGES = f"holds no images ({', '.join(IMAGE_SUFFIXES)})"
 TABLE = dict(newline="", encoding="utf-8", errors="surrogateescape")  # names that are not UTF-8 survive in it
 
 

@@ -68,7 +68,7 @@ def kill(home, count, victim, moment):
     fine &= all(len(lines) == 1 and re.search(f"(lost|_timeout 30:) {re.escape(name)}", lines[0]) for lines in said)
     steps = [int(path[0].rpartition("-")[2]) if path else 0 for path in (before, after)]
     fine &= steps[0] <= steps[1]
-    fine &= all(line.endswith(f"step {steps[0]}") for line in workers.said(0, "out") if "goes on from" in line)
+    fine &= all(line.endswith(f"step {steps[0]}") for line in workers.said(0, "out") if "resumes from" in line)
     texts = " / ".join(dict.fromkeys(line for lines in said for line in lines))
     return (f"worker {victim}", f"{moment:.1f}", f"{ended:.1f}", f"{steps[0]}, {steps[1]}", texts), fine
 

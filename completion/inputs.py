@@ -63,7 +63,7 @@ def prepare(pictures, size, channels, args):
     if not paths:
         first = f"{args.imgs[0]}{' ...' if args.imgs[1:] else ''}"
         empty = len(args.imgs) == 1 and Path(first).is_dir() and not utils.find_images(first)
-        why = f"it holds none ({', '.join(sorted(utils.IMAGE_SUFFIXES))})" if empty else "see above"
+        why = f"it {utils.NO_IMAGES}" if empty else "see above"
         raise cli.UserError(f"IMAGE {first}: no image to complete; {why}")
     kind = chosen or default_kind(alphas)
     made = alphas if kind == "alpha" else make_masks(args, kind, paths, [min(pair) for pair in sizes], size)

@@ -226,8 +226,7 @@ def find_photos(inputs, output):
         for path in inside:
             found.setdefault(os.path.abspath(path), path.relative_to(name).as_posix())
     if not found:
-        suffixes = ", ".join(sorted(utils.IMAGE_SUFFIXES))
-        raise cli.UserError(f"INPUT {inputs[0]}{' ...' if inputs[1:] else ''}: no photo there ({suffixes})")
+        raise cli.UserError(f"INPUT {inputs[0]}{' ...' if inputs[1:] else ''}: {utils.NO_IMAGES}")
     return found
 
 

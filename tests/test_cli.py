@@ -1,10 +1,12 @@
 """The command line."""
 
 import argparse
+import runpy
 
 import cli
 
 import pytest
+from conftest import ROOT
 
 
 def test_number_bounds():
@@ -17,6 +19,39 @@ def test_number_bounds():
         cli.number(int, 1)("1.5")
     with pytest.raises(argparse.ArgumentTypeError, match="whole"):
         cli.number(int, 1)("1" * 400)
+
+
+SCRIPTS = {"align.py": ["a", "b"], "complete.py": ["a"], "export.py": ["a"], "paint.py": [], "sample.py": []}
+SCRIPTS |= dict.fromkeys(["train-dcgan.py", "train-encoder.py"], ["--dataset", "a"])
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_flags_have_two_spellings_and_the_help_shows_one(monkeypatch, capsys, script):
+    words = SCRIPTS[script]
+    monkeypatch.setattr("sys.argv", [script, *words])
+    parser, _ = runpy.run_path(str(ROOT / script))["parse_args"]()
+
+    def outcome(flag, action):
+        try:
+            return parser.parse_args([*words, flag, *(["1"] if action.nargs is None else [])])
+        except SystemExit:
+            return capsys.readouterr().err
+
+    others = {}
+    for action in parser._actions:
+        for flag in filter(lambda flag: cli.other_spelling(flag) != flag, action.option_strings):
+            others[flag] = cli.other_spelling(flag)
+            found = outcome(others[flag], action)
+            assert found == outcome(flag, action) and "unrecognized" not in str(found)
+    assert others and not [flag for flag in others.values() if f"{flag} " in parser.format_help()]
+
+
+def test_a_flag_may_still_be_abbreviated():
+    parser = cli.ArgumentParser()
+    parser.add_argument_group("files").add_argument("--outDir")
+    parser.add_mutually_exclusive_group().add_argument("--log_dir")
+    for flags in ("--out=a --log=b", "--outDir a --logDir b", "--out_d a --log_dir b"):
+        assert vars(parser.parse_args(flags.split())) == {"outDir": "a", "log_dir": "b"}
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ MAY_IMPORT = {
 # without TensorFlow at the top, so that --help and a usage error answer at once
 LIGHT = {"photos", "web", "checkpoint", "original", "utils", "cli"}
 LIGHT_FILES = {f"completion/{name}.py" for name in ("compositing", "masks", "metrics", "prior")} | {
-    "training/cluster.py"
+    "training/cluster.py",
+    "training/launch.py",
 }
 
 

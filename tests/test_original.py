@@ -272,8 +272,7 @@ def settings(tmp_path, monkeypatch):
 
     def make(*flags):
         monkeypatch.setattr("sys.argv", ["train-dcgan.py", "--dataset", "images", *map(str, flags)])
-        config, resumed = script["settings"](script["parse_args"]()[1])
-        return config["architecture"], config["training"], resumed
+        return script["settings"](script["parse_args"]()[1])
 
     return make
 

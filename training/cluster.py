@@ -1,6 +1,6 @@
-"""Which machines take part in a run: what TF_CONFIG or Slurm say of them, and who of them can be reached.
+"""Which workers take part in a run, by TF_CONFIG or Slurm, and which of them can be reached.
 
-A process that trains is a worker; the first of all is the chief.
+A process that trains is a worker; the first one is the chief.
 """
 
 import json
@@ -17,7 +17,7 @@ PROBE_SECONDS = 3
 
 
 class Place(NamedTuple):
-    """Which of how many workers this process is, and "host:port" of each; these are None if Slurm knows them."""
+    """Which of how many workers this process is, and the "host:port" of each, or None if Slurm knows them."""
 
     index: int
     count: int
@@ -25,33 +25,30 @@ class Place(NamedTuple):
 
 
 def place():
-    """This process's place, as TF_CONFIG or the variables of a step of Slurm say; else it is alone.
-
-    Raises UserError if they make no sense.
-    """
+    """This process's place, by TF_CONFIG or Slurm's variables, or else alone; raises UserError if they are invalid."""
     text = os.environ.get("TF_CONFIG", "").strip()
     found = read_tf_config(text) if text else read_slurm()
-    if found.count > 1:  # what TensorFlow tells of a lost worker in many lines is ours to tell in one
+    if found.count > 1:  # a lost worker is reported in one line; TensorFlow would log many
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     return found
 
 
 def read_slurm():
-    """The place that the variables tell which Slurm sets in a step, that is, below srun; alone where there are none."""
+    """The place by the variables that Slurm sets in a step, that is, below srun; without them, alone."""
     try:
         count = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
         index = int(os.environ["SLURM_PROCID"]) if count > 1 else 0
         if not 0 <= index < count:
             raise ValueError
     except (KeyError, ValueError) as error:
-        raise cli.UserError("SLURM_STEP_NUM_TASKS, SLURM_PROCID: make no sense; start the workers by srun") from error
+        raise cli.UserError("SLURM_STEP_NUM_TASKS, SLURM_PROCID: are invalid; start the workers by srun") from error
     return Place(index, count, None if count > 1 else [""])
 
 
 def read_tf_config(text):
-    """The place that a TF_CONFIG tells of; raises UserError if it is not as TensorFlow documents it.
+    """The place by a TF_CONFIG; raises UserError if it is not as TensorFlow documents it.
 
-    Its jobs may be "chief", of one task, and "worker"; the chief is the first of all, or else worker 0 is.
+    Its jobs may be "chief", of one task, and "worker"; without a chief, worker 0 is.
     """
     try:
         config = json.loads(text)
@@ -65,12 +62,12 @@ def read_tf_config(text):
         for address in addresses:
             well_formed = re.fullmatch(r"[^\s/,]+:[1-9]\d{0,4}", address) and int(address.rpartition(":")[2]) < 2**16
             if not well_formed or addresses.count(address) > 1:
-                raise ValueError(f"{address[:80]!r} is no address of one worker")
+                raise ValueError(f"{address[:80]!r} is not the address of one worker")
         if (task["type"], task["index"]) not in tasks:
             raise ValueError(f"it has no task {str(task)[:80]}")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         why = f" ({error})" if type(error) is ValueError else ""
-        raise cli.UserError(f"TF_CONFIG: is not such as {EXAMPLE}{why}; correct it, or unset it") from error
+        raise cli.UserError(f"TF_CONFIG: is not like {EXAMPLE}{why}; correct it, or unset it") from error
     return Place(tasks.index((task["type"], task["index"])), len(tasks), addresses)
 
 
@@ -79,13 +76,12 @@ def check_port(address):
     try:
         socket.create_server(("", int(address.rpartition(":")[2]))).close()
     except OSError as error:
-        raise cli.UserError(
-            f"{address}: this worker cannot listen there ({error.strerror}); choose another port"
-        ) from error
+        why = f"this worker cannot listen there ({error.strerror})"
+        raise cli.UserError(f"{address}: {why}; choose another port") from error
 
 
 def absent(addresses, index):
-    """Those of the workers, but for the one of that index, who do not answer: "worker 1 (host:port)"."""
+    """The other workers that do not answer, as "worker 1 (host:port)"; `index` is this one's."""
 
     def missed(i):
         host, _, port = addresses[i].rpartition(":")
@@ -94,7 +90,7 @@ def absent(addresses, index):
                 if not connection.recv(1):  # gRPC's server speaks first; a frozen process accepts, and is silent
                     raise ConnectionResetError
         except (socket.gaierror, UnicodeError):
-            return f"worker {i} ({addresses[i]}, a name that is not known here)"
+            return f"worker {i} ({addresses[i]}, an unknown name)"
         except OSError:
             return f"worker {i} ({addresses[i]})"
 

@@ -19,19 +19,18 @@ BLOCK = 2**24  # values
 
 
 class ImageFolder:
-    """The images below a directory, each epoch in an order of its own that only the seed and the epoch decide."""
+    """The images below a directory; the seed and the epoch alone decide their order."""
 
     def __init__(self, directory, image_size, c_dim, train_size=None, seed=0, cache_mb=1024):
-        """Find and check all images; decode them into memory once if they fit into `cache_mb` MiB as uint8.
+        """Find and check all images; decode them into memory if they fit into `cache_mb` MiB as uint8.
 
-        `train_size` takes that many of them, drawn by `seed`. A broken file is named on standard error and left out.
+        `train_size` takes so many of them, drawn by `seed`. A broken file is named on standard error and left out.
         Raises UserError if no image is left.
         """
         self.directory, self.shape = directory, (image_size, image_size, c_dim)
         self.paths = utils.find_images(directory)
         if not self.paths:
-            suffixes = ", ".join(sorted(utils.IMAGE_SUFFIXES))
-            raise cli.UserError(f"--dataset {directory}: holds no images ({suffixes}); align.py makes such a folder")
+            raise cli.UserError(f"--dataset {directory}: {utils.NO_IMAGES}; align.py makes such a folder")
         if train_size and train_size < len(self.paths):
             chosen = ops.rng(seed, "train_size").choice(len(self.paths), train_size, replace=False)
             self.paths = [self.paths[i] for i in sorted(chosen)]
@@ -54,8 +53,12 @@ class ImageFolder:
     def __len__(self):
         return len(self.paths)
 
+    def steps(self, batch_size):
+        """The batches in an epoch; all images are one where there are fewer."""
+        return len(self) // min(batch_size, len(self))
+
     def _keep(self, numbers):
-        """Drop all images but those of these numbers, in rising order, without a copy of what is in memory."""
+        """Drop all images but those at the rising `numbers`, without a copy of what is in memory."""
         if self.images is not None and len(numbers) < len(self.paths):
             for new, old in enumerate(numbers):
                 self.images[new] = self.images[old]
@@ -63,9 +66,9 @@ class ImageFolder:
         self.paths = [self.paths[i] for i in numbers]
 
     def digest(self):
-        """Their number and a hash, by which to tell whether another machine has the same.
+        """Their number and a hash, to compare with another machine's.
 
-        It is of all names and sizes and of the pixels of a hundred, as to read all would take long.
+        It covers all names and sizes, and the pixels of a hundred: to read all would take long.
         """
         listed = hashlib.sha256()
         for path in self.paths:
@@ -75,14 +78,14 @@ class ImageFolder:
         return f"{len(self)} ({listed.hexdigest()[:12]})"
 
     def hold_out(self, count, seed):
-        """Take `count` images, drawn by `seed`, out of the folder: uint8 (count, H, W, C), in no epoch from now on."""
+        """Take `count` images, drawn by `seed`, out of all epochs from now on: uint8 (count, H, W, C)."""
         chosen = ops.rng(seed, "held out").choice(len(self), count, replace=False)
         held_out = np.stack([self.read(i) for i in chosen])
         self._keep(np.setdiff1d(np.arange(len(self)), chosen))
         return held_out
 
     def blocks(self):
-        """Yield all images in order, some at a time so that they fit into memory: float32 (N, H, W, C) in [-1, 1]."""
+        """Yield all images in order, in blocks that fit into memory: float32 (N, H, W, C) in [-1, 1]."""
         count = max(1, BLOCK // np.prod(self.shape))
         for start in range(0, len(self), count):
             yield utils.to_float([self.read(i) for i in range(start, min(start + count, len(self)))])
@@ -97,7 +100,7 @@ class ImageFolder:
             return error
 
     def _check(self, i):
-        """Only the header: to decode what memory cannot keep would double the first epoch's work."""
+        """Check the header alone: to decode what memory cannot keep would double the first epoch's work."""
         try:
             with Image.open(self.paths[i]):
                 return None
@@ -105,9 +108,9 @@ class ImageFolder:
             return cli.UserError(f"{self.paths[i]}: not a readable image ({error})")
 
     def read(self, i):
-        """Image `i` as uint8 (H, W, C); where its file broke since it was checked, that is said and the next serves.
+        """Image `i` as uint8 (H, W, C); if its file has broken since, that is reported and the next one is used.
 
-        Raises UserError if more than a tenth of the images broke.
+        Raises UserError if more than a tenth of the images are broken.
         """
         if self.images is not None:
             return self.images[i]
@@ -121,7 +124,7 @@ class ImageFolder:
             if len(self.broken) > len(self) / 10:
                 self.error = cli.UserError(
                     f"--dataset: {len(self.broken)} of its {len(self)} images can no longer be read, such as "
-                    f"{self.paths[i]}; when they are back, the same command goes on from the newest checkpoint"
+                    f"{self.paths[i]}; when they are back, the same command resumes from the newest checkpoint"
                 )
                 raise self.error
             i = (i + 1) % len(self)
@@ -129,9 +132,9 @@ class ImageFolder:
     def epoch(self, number, batch_size, seed=0, flip=False, start=0, share=np.asarray):
         """Yield the batches of epoch `number`, float32 tensors (batch_size, H, W, C) in [-1, 1], read ahead by tf.data.
 
-        Each image comes once; a last partial batch is dropped. `flip` mirrors about half of them. `start` leaves out as
-        many images as an interrupted run had already seen of this epoch. `share` gives that part of a batch, an array,
-        which is to be read here. Raises UserError as `read` does.
+        Each image comes once; a last partial batch is dropped. `flip` mirrors about half of them. `start`: so many
+        images an interrupted run has already seen. `share` gives the part of a batch, an array, that is read here.
+        Raises UserError as `read` does.
         """
         draws = ops.rng(seed, "epoch", number)
         order = draws.permutation(len(self))
@@ -144,9 +147,8 @@ class ImageFolder:
             return utils.to_float([x[:, ::-1] if flip else x for x, flip in zip(images, flips, strict=True)])
 
         def load(indices, flips):
-            return tf.ensure_shape(
-                tf.numpy_function(batch, [indices, flips], tf.float32), (order.shape[1], *self.shape)
-            )
+            images = tf.numpy_function(batch, [indices, flips], tf.float32)
+            return tf.ensure_shape(images, (order.shape[1], *self.shape))
 
         batches = tf.data.Dataset.from_tensor_slices((order, flips))
         batches = batches.map(load, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)

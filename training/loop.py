@@ -1,4 +1,4 @@
-"""A run: train networks from the newest checkpoint on, alone or with other machines, report, evaluate and save."""
+"""A run: train networks from the newest checkpoint, alone or with other workers; report, evaluate and save."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ from training.workers import Team
 
 CHECKPOINT_SECONDS = 300
 SCALARS_EVERY, HISTOGRAMS_EVERY, SAMPLES_EVERY = 10, 100, 200  # steps
-EPOCH_STEPS = 100  # an epoch's end is marked when the last was at least so many steps ago
+EPOCH_STEPS = 100  # at the end of an epoch what was learned is evaluated, if the last time was so many steps ago
 
 
 class Due(NamedTuple):
@@ -36,7 +36,12 @@ class Due(NamedTuple):
 
 
 class Run:
-    """A run that trains networks on images, and goes on from its newest checkpoint; of a GAN or of its encoder."""
+    """A run that trains networks on images, and resumes from its newest checkpoint.
+
+    A kind of run says what its steps are given, how samples are written and what is measured: `inputs(batch)` returns
+    the arguments of the model's `train_step` by name, `write_samples()` shows what has been learned as a file and in
+    TensorBoard, `measure(stop)` returns what `evaluate` needs, and `recalibrate()` comes before both.
+    """
 
     LOSSES = ()  # the scalars that a step returns
     SHOWN = ()  # those of them that the progress bar shows
@@ -47,12 +52,12 @@ class Run:
         self, model, images, *, epoch, batch_size, learning_rate, beta1, seed, flip,
         checkpoint_dir, sample_dir, log_dir, eval_every=None, jit_compile=False, team=None,
     ):  # fmt: skip
-        """Make the optimizers, and find the place where an earlier run stopped; nothing is written yet.
+        """Make the optimizers, and read the newest checkpoint if there is one; nothing is written yet.
 
         `model` is what is trained, a DCGAN or an Encoder, `images` a dataset.ImageFolder. `epoch` counts the epochs of
         earlier runs too. What is learned is evaluated at the end, at the end of each epoch (100 steps apart at least)
         and every `eval_every` steps. `jit_compile` compiles the step with XLA, for one replica. `team` are the
-        machines that train together, by default this one: each reads its part of a batch, and the chief alone writes.
+        workers that train together, by default this one: each reads its part of a batch, and the chief alone writes.
         Raises UserError if the checkpoint cannot be read, or replicas cannot share a batch.
         """
         self.model, self.images, self.epochs, self.eval_every = model, images, epoch, eval_every
@@ -69,55 +74,38 @@ class Run:
         self.resumed = self.team.chief and bool(checkpoint.find(checkpoint_dir)) and self.restore()
         self.follow_chief()
         self.compiled_step = tf.function(model.train_step, jit_compile=jit_compile)
-        self.saved, self.marked = time.monotonic(), model.step  # when, and at which step an evaluation was last due
+        self.saved, self.evaluated = time.monotonic(), model.step  # when, and at which step, it was last done
         self.reported, self.shown = (model.step, time.monotonic()), {}
 
-    # what a kind of run has of its own
-
-    def inputs(self, batch):
-        """What a step is given for a batch of images, a dict by the names of its arguments."""
-        raise NotImplementedError
-
-    def prepare_samplers(self):
-        """Make what was learned fit to be drawn from, before it is sampled or evaluated."""
-
-    def write_samples(self):
-        """Show what has been learned, as a file and in TensorBoard."""
-        raise NotImplementedError
-
-    def evaluate(self, bar, stop):
-        """Measure what has been learned, and keep the best checkpoint; leave at once if `stop` asks for it."""
-        raise NotImplementedError
-
-    # what all have
-
     def restore(self):
-        """Take over the newest good checkpoint, but for the step size, which is this run's own; returns True."""
+        """Read the newest good checkpoint, but keep this run's own learning rate; returns True."""
         place = checkpoint.restore(self.directory, self.model.networks, self.NUMBERS, self.optimizers)
         self.model.step, self.epoch, self.seen = place["step"], place["epoch"], place["seen"]
-        self.set_step_size(self.learning_rate)
-        self.advance(0)  # for there may be fewer images than there were, or larger batches
+        self.set_learning_rate(self.learning_rate)
+        self.advance(0)  # there may be fewer images than there were, or larger batches
         return True
 
     def follow_chief(self):
-        """Be where the chief is: at its step, with its weights and its optimizers' state."""
+        """Take over the chief's step, weights and optimizers' state."""
         place = self.team.gather([self.model.step, self.epoch, self.seen])
         self.model.step, self.epoch, self.seen = place[0]
         parts = [*self.model.networks.values(), *self.optimizers.values()]
         self.team.copy_from_chief([variable for part in parts for variable in part.variables])
 
-    def set_step_size(self, value):
-        """Let all optimizers go on with another step size."""
+    def recalibrate(self):
+        """Prepare what was learned to be sampled; most networks need nothing."""
+
+    def set_learning_rate(self, value):
+        """Set the learning rate of all optimizers."""
         for optimizer in self.optimizers.values():
             optimizer.learning_rate = value
 
     def train(self):
         """Train until `epoch` epochs are done, or SIGINT, SIGTERM or SIGHUP asks to stop; returns that signal, or None.
 
-        Writes a checkpoint every five minutes, when it evaluates and when it ends, and keeps the best of them in its
-        "best"; samples every 200 steps; and the TensorBoard record, to a folder of its own below `log_dir`. Raises
-        UserError if a checkpoint cannot be written, if a loss or a weight is not finite any more, or if too many images
-        can no longer be read.
+        Writes a checkpoint every five minutes, when it evaluates and when it ends, and keeps the best one in "best"
+        below; samples every 200 steps; and the TensorBoard record, to a new folder below `log_dir`. Raises UserError if
+        a checkpoint cannot be written, if a loss or a weight is no longer finite, or if too many images cannot be read.
         """
         if self.epoch >= self.epochs:
             return None
@@ -137,26 +125,43 @@ class Run:
                     self.write(due, bar, stop)
                 if due.leave:
                     break
-        # a signal that another worker got is told as the one that usually ends a job
+        # if another worker got it, which signal it was is not known here; SIGTERM is what usually ends a job
         return (stop or [signal.SIGTERM])[0] if self.epoch < self.epochs else None
 
     def write(self, due, bar, stop):
         """Save, sample and evaluate, as far as it is due."""
         if due.samples or due.evaluation:
-            self.prepare_samplers()
+            self.recalibrate()
         if due.save:
-            self.save()
+            checkpoint.save(self.directory, **self.contents())
+            self.saved = time.monotonic()
         if due.samples:
             self.write_samples()
         if due.evaluation:
             self.evaluate(bar, () if due.end else stop)
 
+    def evaluate(self, bar, stop):
+        """Measure what has been learned, show it, and keep the best checkpoint; leave at once when `stop` is set.
+
+        `measure(stop)` returns the name and the value of the measure that decides, the smaller the better, and what the
+        progress bar shows; or None if it was stopped.
+        """
+        self.evaluated = self.model.step
+        bar.set_postfix_str("evaluating")
+        if not (measured := self.measure(stop)):
+            return
+        name, value, shown = measured
+        self.shown |= shown
+        bar.set_postfix(self.shown)
+        config = {**self.config, "images": len(self.images)}
+        checkpoint.keep_best(self.directory / "best", config, name, value, **self.contents())
+
     def finish(self):
-        """Train, tell in a line how it ended, and return the exit status of a script."""
-        with cli.deferred_signals():  # one that comes late must not end us while others wait
+        """Train, print in a line how it ended, and return the exit status of a script."""
+        with cli.deferred_signals():  # a late one must not end this process while others wait
             ended_by = self.train()
-            self.team.part()
-        following = "stopped; the same command goes on from there" if ended_by else "a higher --epoch trains longer"
+            self.team.barrier()
+        following = "stopped; the same command resumes there" if ended_by else "a higher --epoch trains longer"
         print(f"{self.directory}: {self.epoch} of {self.epochs} epochs done, step {self.model.step}; {following}")
         return 128 + ended_by if ended_by else 0
 
@@ -168,7 +173,7 @@ class Run:
             )
 
     def step(self, batch):
-        """Train on one batch; returns what was given to the step, and what it reported."""
+        """Train on one batch; returns the inputs and the outputs of the step."""
         inputs = self.inputs(batch)
         outputs = self.compiled_step(**inputs, step=tf.constant(self.model.step, tf.int64), **self.optimizers)
         self.model.step += 1
@@ -182,12 +187,12 @@ class Run:
             self.epoch, self.seen = self.epoch + 1, 0
 
     def due(self, stop):
-        """What is due after this step, the same with all workers; a signal that comes later waits for the next one."""
+        """What is due after this step, the same for all workers; a signal that comes later waits for the next one."""
         late = self.team.chief and time.monotonic() - self.saved > CHECKPOINT_SECONDS
         leave, save = self.team.any(bool(stop), late)
         step, end = self.model.step, self.epoch == self.epochs
-        marked = not self.seen and step - self.marked >= EPOCH_STEPS
-        evaluation = end or not leave and bool(marked or self.eval_every and step % self.eval_every == 0)
+        epoch_ends = not self.seen and step - self.evaluated >= EPOCH_STEPS
+        evaluation = end or not leave and bool(epoch_ends or self.eval_every and step % self.eval_every == 0)
         return Due(
             scalars=step % SCALARS_EVERY == 0,
             histograms=step % HISTOGRAMS_EVERY == 0 or step == 1,
@@ -207,7 +212,7 @@ class Run:
             if not np.isfinite(value).all():
                 raise cli.UserError(
                     f"--learning_rate: {name} is not finite at step {self.model.step}, training has diverged; the same "
-                    f"command with a smaller one goes on from {checkpoint.newest(self.directory)}"
+                    f"command with a smaller one resumes from {checkpoint.newest(self.directory)}"
                 )
 
     def report(self, outputs, due, bar):
@@ -227,18 +232,13 @@ class Run:
             for name in self.HISTOGRAMS:
                 tf.summary.histogram(name, outputs[name], step)
 
-    def save(self):
-        """Write a checkpoint."""
-        checkpoint.save(self.directory, **self.contents())
-        self.saved = time.monotonic()
-
     def contents(self):
         """What a checkpoint of this run holds, as `checkpoint.save` wants it."""
         numbers = {"step": self.model.step, "epoch": self.epoch, "seen": self.seen}
         return dict(networks=self.model.networks, numbers=numbers, optimizers=self.optimizers)
 
     def prepare_directories(self):
-        """Clear away what a killed run left, and write the config and, in a new run, the first checkpoint."""
+        """Remove what a killed run left, and write the config and, in a new run, the first checkpoint."""
         for directory in (self.directory, utils.inside(self.directory, "best")):
             checkpoint.remove_unfinished(directory)
         for directory in (self.directory, self.sample_dir):
@@ -249,23 +249,23 @@ class Run:
 
     def progress_bar(self):
         """The progress bar, in images, with the steps of earlier runs."""
-        total = self.model.step + (self.epochs - self.epoch) * (len(self.images) // self.batch_size)
-        total -= self.seen // self.batch_size
-        total, initial = total * self.batch_size, self.model.step * self.batch_size
+        initial = self.model.step * self.batch_size
+        left = (self.epochs - self.epoch) * self.images.steps(self.batch_size) - self.seen // self.batch_size
+        total = initial + left * self.batch_size
         bar = tqdm(total=total, initial=initial, unit="img", dynamic_ncols=True, disable=not self.team.chief)
         bar.mininterval = 0.5 if sys.stderr.isatty() else 30
         return bar
 
     def summary_writer(self):
-        """TensorBoard's writer, to a folder of this run's own."""
+        """TensorBoard's writer, to a new folder."""
         if not self.team.chief:
             return tf.summary.create_noop_writer()
         return tf.summary.create_file_writer(str(self.log_dir / f"{self.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
 
     def record_start(self):
-        """Tell where a resumed run goes on, and show the graph of the step in TensorBoard."""
+        """Report where a run resumes, and show the graph of the step in TensorBoard."""
         if self.resumed:
-            message = f"goes on from step {self.model.step}"
+            message = f"resumes from step {self.model.step}"
             tqdm.write(f"{self.directory}: {message}")
             tf.summary.text("run", message, self.model.step)
         inputs = self.inputs(self.team.share(np.zeros((self.batch_size, *self.images.shape), np.float32)))

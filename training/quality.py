@@ -1,4 +1,4 @@
-"""How close generated images are to real ones, and how alike they are: sliced Wasserstein distance and MS-SSIM.
+"""Sample quality: the sliced Wasserstein distance to real images, and MS-SSIM between samples.
 
 Images are uint8, (N, H, W, C).
 """
@@ -9,12 +9,11 @@ import tensorflow as tf
 
 
 def sliced_wasserstein(real, generated, seed=0, patches=128, directions=512):
-    """How far generated images are from real ones at each scale: yields pairs (side in pixels, distance), 0 = alike.
+    """The distance between generated and real images at each scale: yields pairs (side in pixels, distance).
 
-    Karras et al. 2018, section 5: both sets become Laplacian pyramids down to 16 pixels; at each level `patches`
-    patches of 7x7 pixels are drawn from each image and normalised to mean 0 and standard deviation 1 in each colour
-    channel, and the Wasserstein distance of both clouds of patches is averaged over random directions; times 1,000,
-    as there. Both sets hold equally many images, at least one; what differs in their number is not comparable.
+    Karras et al. 2018, section 5: of Laplacian pyramids down to 16 pixels, `patches` patches of 7x7 pixels of each
+    image and level, normalised in each colour channel; the Wasserstein distance of both sets of patches is averaged
+    over random directions, times 1,000. Both hold equally many images; distances of other numbers do not compare.
     """
     rng = np.random.default_rng(seed)
     for levels in zip(_laplacian_pyramid(real), _laplacian_pyramid(generated), strict=True):
@@ -27,7 +26,7 @@ def sliced_wasserstein(real, generated, seed=0, patches=128, directions=512):
 
 
 def _laplacian_pyramid(images):
-    """Float images (N, H, W, C): what each halving loses, down to 16 pixels, and what is then left."""
+    """Yield what each halving of images loses, down to 16 pixels, and what is left: float32 (N, H, W, C)."""
     n, size, _, channels = images.shape
     images = images.astype(np.float32)
     while size > 16:
@@ -39,7 +38,7 @@ def _laplacian_pyramid(images):
 
 
 def _patches(images, count, rng):
-    """`count` random patches of 7x7 pixels of each image, normalised over all in each channel: (N * count, 49 C)."""
+    """`count` random 7x7 patches of each image, normalised over all of them in each channel: (N * count, 49 C)."""
     windows = np.lib.stride_tricks.sliding_window_view(images, (7, 7), axis=(1, 2))
     n, height, width, *_ = windows.shape
     rows, columns = (rng.integers(limit, size=n * count) for limit in (height, width))
@@ -52,8 +51,8 @@ def _patches(images, count, rng):
 def ms_ssim(first, second):
     """Multi-scale structural similarity of pairs of images, (N,); 1 = equal (Wang et al. 2003).
 
-    Both uint8 (N, H, W, C). Of the five scales those that leave 16 pixels or more, their weights made to sum to 1. The
-    mean over pairs of samples tells how alike they are (Odena et al. 2017, section 4.2): it rises as modes collapse.
+    Of the five scales, those that leave 16 pixels or more, with weights rescaled to sum to 1. Its mean over pairs of
+    samples rises as modes collapse (Odena et al. 2017, section 4.2).
     """
     weights = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])[: int(first.shape[1]).bit_length() - 4]
     return tf.image.ssim_multiscale(first, second, 255, power_factors=weights / weights.sum())

@@ -1,7 +1,6 @@
 """The two kinds of run: what a step of each is given, what it shows, and how what it learned is measured."""
 
 import itertools
-import math
 
 import numpy as np
 import tensorflow as tf
@@ -18,44 +17,41 @@ EVALUATED_IMAGES, EVALUATED_PIXELS = 2048, 2**25  # at most, so that large image
 
 
 class GANRun(Run):
-    """A run that trains a DCGAN; its samples are compared with images."""
+    """A run that trains a DCGAN; its samples are compared with real images."""
 
     LOSSES = "d_loss", "d_loss_real", "d_loss_fake", "g_loss"
     SHOWN = "d_loss", "g_loss"
     HISTOGRAMS = "z", "d", "d_"
 
     def inputs(self, batch):
-        """The images, and z."""
+        """The images, and a z for each."""
         z = ops.random_z((self.batch_size, self.model.z_dim), self.seed, "batch z", self.model.step)
         return {"images": batch, "z": self.team.share(z)}
 
-    def prepare_samplers(self):
-        """Estimate the statistics of the averaged generator anew."""
+    def recalibrate(self):
+        """Estimate batch norm's statistics of the moving average anew."""
         self.model.recalibrate_batchnorm()
 
     def write_samples(self):
-        """Write an 8x8 grid of images of one fixed z by the sampler: as a file, and as TensorBoard's G."""
+        """Write an 8x8 grid of G(z), of the same z each time, by the inference generator."""
         z = ops.random_z((64, self.model.z_dim), self.seed, "samples")
         grid = utils.image_grid(self.model.inference_generator(z, training=False))
         utils.write_image(self.sample_dir / f"{self.name}_{self.model.step:06d}.png", grid)
         tf.summary.image("G", grid[None], self.model.step)
 
-    def evaluate(self, bar, stop):
-        """Compare samples of each generator with real images, and keep the checkpoint whose sampler's are nearest.
+    def measure(self, stop):
+        """Compare each generator's samples with images; see `Run.evaluate`: the inference generator's swd decides.
 
-        swd: sliced Wasserstein distance, its mean over all levels; ms_ssim: how alike the samples are, which rises
-        when modes collapse; both go to TensorBoard and the progress line. Leaves at once if `stop` asks for it.
+        swd: sliced Wasserstein distance, its mean over all levels; ms_ssim: how alike the samples are.
         """
-        step, self.marked = self.model.step, self.model.step
-        real, z = self.evaluation_set()
-        bar.set_postfix_str("compares samples with images")
+        step, (real, z) = self.model.step, self.evaluation_set()
         generators = {name: net for name, net in self.model.networks.items() if name != "discriminator"}
         for name, network in generators.items():
             generated = utils.to_uint8(self.model.draw(z, network))
             distances = {}
             for side, distance in quality.sliced_wasserstein(real, generated):
                 if stop:
-                    return
+                    return None
                 distances[side] = distance
                 tf.summary.scalar(f"swd/{name}_{side}", distance, step)
             swd, ms_ssim = float(np.mean(list(distances.values()))), quality.mean_ms_ssim(generated)
@@ -63,13 +59,10 @@ class GANRun(Run):
             tf.summary.scalar(f"ms_ssim/{name}", ms_ssim, step)
             levels = ", ".join(f"{side}: {distance:.1f}" for side, distance in distances.items())
             tqdm.write(f"step {step}, {name}: swd {swd:.2f} ({levels}), ms_ssim {ms_ssim:.3f}")
-        self.shown |= {"swd": f"{swd:.2f}", "ms_ssim": f"{ms_ssim:.3f}"}
-        bar.set_postfix(self.shown)
-        config = {**self.config, "images": len(self.images)}
-        checkpoint.keep_best(self.directory / "best", config, "swd", swd, **self.contents())
+        return "swd", swd, {"swd": f"{swd:.2f}", "ms_ssim": f"{ms_ssim:.3f}"}
 
     def evaluation_set(self):
-        """The images, uint8 (N, H, W, C), and z, (N, z_dim), that are compared: the same each time."""
+        """The images, uint8 (N, H, W, C), and z (N, z_dim) that are compared: the same each time."""
         count = min(EVALUATED_IMAGES, EVALUATED_PIXELS // self.model.image_size**2, len(self.images))
         chosen = ops.rng(self.seed, "evaluated images").choice(len(self.images), count, replace=False)
         z = ops.random_z((count, self.model.z_dim), self.seed, "evaluated z")
@@ -77,14 +70,14 @@ class GANRun(Run):
 
 
 class EncoderRun(Run):
-    """A run that trains an encoder; it is measured on held-out images, and learns for one generator."""
+    """A run that trains an encoder for one generator; it is evaluated on held-out images."""
 
     LOSSES = "e_loss", "e_loss_all", "e_loss_hole"
     SHOWN = "e_loss", "e_loss_hole"
     NUMBERS = *Run.NUMBERS, "fingerprint"
 
     def __init__(self, encoder, images, held_out, name, **options):
-        """As `Run`; `held_out` are images, uint8 (N, H, W, C), to measure it on; `name` is that of its pictures."""
+        """As `Run`; `held_out` are images, uint8 (N, H, W, C), to evaluate on; `name` is that of its samples."""
         self.fingerprint = encoder.dcgan.fingerprint()
         self.held_out = utils.to_float(held_out)
         draws = ops.rng(options["seed"], "evaluated masks")
@@ -96,7 +89,7 @@ class EncoderRun(Run):
         self.config["fingerprint"] = self.fingerprint
 
     def restore(self):
-        """As `Run.restore`; but of an encoder for another generator take the weights alone, and return False."""
+        """As `Run.restore`; but of an encoder for another generator read the weights alone, and return False."""
         numbers = checkpoint.restore(self.directory, self.model.networks, ("fingerprint",))
         if numbers["fingerprint"] == self.fingerprint:
             return super().restore()
@@ -104,7 +97,7 @@ class EncoderRun(Run):
         return False
 
     def inputs(self, batch):
-        """The images, and what is known of them: each has a hole of its own, drawn anew in each step."""
+        """The images, the masked images and their masks; each hole is drawn anew in each step."""
         draws = ops.rng(self.seed, "masks", self.model.step)
         holes = [masks.draw(self.model.dcgan.image_size, draws) for _ in range(self.batch_size)]
         masked_images, drawn_masks = masks.mask_each(np.asarray(batch), self.team.share(holes))
@@ -116,39 +109,35 @@ class EncoderRun(Run):
         return contents | {"numbers": contents["numbers"] | {"fingerprint": self.fingerprint}}
 
     def step(self, batch):
-        """As `Run.step`; the step size falls to 0 along half a cosine (Loshchilov and Hutter 2017)."""
+        """As `Run.step`; the learning rate falls to 0 along half a cosine."""
         done = (self.epoch + self.seen / len(self.images)) / self.epochs
-        self.set_step_size(self.learning_rate * (1 + math.cos(math.pi * done)) / 2)
+        self.set_learning_rate(self.learning_rate * ops.half_cosine(done))
         return super().step(batch)
 
     def write_samples(self):
-        """Write what becomes of 16 of the held-out images, as a file and to TensorBoard."""
-        images, holes = self.held_out[:16], self.holes[:16]
-        shown, known = masks.mask_each(images, holes)
-        completed = np.where(known > 0, shown, self.model.dcgan.draw(self.model.guess(shown, known)))
-        picture = utils.labelled_rows({"original": images, "known": shown, "completed": completed})
+        """Write completions of 16 of the held-out images."""
+        images = self.held_out[:16]
+        masked, known = masks.mask_each(images, self.holes[:16])
+        completed = np.where(known > 0, masked, self.model.dcgan.draw(self.model.guess(masked, known)))
+        picture = utils.labelled_rows({"original": images, "known": masked, "completed": completed})
         utils.write_image(self.sample_dir / f"{self.name}_{self.model.step:06d}.png", picture)
         tf.summary.image("completed", picture[None], self.model.step)
 
-    def evaluate(self, bar, stop):
-        """Measure |G(E) - y| in the holes of the held-out images, in grey levels, and keep the best checkpoint."""
-        step, self.marked = self.model.step, self.model.step
-        bar.set_postfix_str("completes held-out images")
+    def measure(self, stop):
+        """Mean |G(E) - y| in the holes of the held-out images, in grey levels; see `Run.evaluate`."""
         errors = {}
         for i in range(0, len(self.held_out), 64):
             if stop:
-                return
-            shown, known = masks.mask_each(self.held_out[i : i + 64], self.holes[i : i + 64])
-            _, losses = self.model.losses(self.held_out[i : i + 64], shown, known, training=False)
-            for (kind, _), loss in zip(self.holes[i : i + 64], losses.numpy() * 127.5, strict=True):
+                return None
+            images, holes = self.held_out[i : i + 64], self.holes[i : i + 64]
+            _, losses = self.model.losses(images, *masks.mask_each(images, holes), training=False)
+            for (kind, _), loss in zip(holes, losses.numpy() * 127.5, strict=True):
                 errors.setdefault(kind, []).append(loss)
         means = {kind: float(np.mean(values)) for kind, values in sorted(errors.items())}
         hole = float(np.mean(np.concatenate(list(errors.values()))))
         for name, value in {"hole": hole, **means}.items():
-            tf.summary.scalar(f"error/{name}", value, step)
+            tf.summary.scalar(f"error/{name}", value, self.model.step)
         kinds = ", ".join(f"{kind}: {value:.1f}" for kind, value in means.items())
-        tqdm.write(f"step {step}: off by {hole:.2f} grey levels in the holes of {len(self.held_out)} images ({kinds})")
-        self.shown |= {"hole": f"{hole:.2f}"}
-        bar.set_postfix(self.shown)
-        config = {**self.config, "images": len(self.images)}
-        checkpoint.keep_best(self.directory / "best", config, "hole", hole, **self.contents())
+        text = f"off by {hole:.2f} grey levels in the holes of {len(self.held_out)} images ({kinds})"
+        tqdm.write(f"step {self.model.step}: {text}")
+        return "hole", hole, {"hole": f"{hole:.2f}"}

@@ -1,10 +1,10 @@
-"""Several machines that train one model: how they meet, what all of them agree on, and what is said when one is gone.
+"""Several workers that train one model: how they meet, what they exchange, and how a lost one is reported.
 
     team = join(cluster.place(), timeout=300)     # before TensorFlow has computed anything
-    with team.strategy.scope(): ...               # networks made here are the same on all machines
+    with team.strategy.scope(): ...               # networks made here are the same on all workers
 
-The chief alone writes. A worker that is alone is a team of one, for which all of this does nothing. TensorFlow's
-collective operations carry whatever goes from one to another.
+The chief alone writes. A single worker is a team of one, for which all of this does nothing. Values travel by
+TensorFlow's collective operations.
 """
 
 import contextlib
@@ -24,10 +24,11 @@ import tensorflow as tf
 from tensorflow.compiler.xla.tsl.protobuf import coordination_config_pb2
 from tensorflow.python.eager import context
 
+import checkpoint
 import ops
 from training import cluster
 
-LINGER_SECONDS = 12  # so long stays who has lost another, lest the others take it for the one that is gone
+LINGER_SECONDS = 12  # a worker that has lost another stays so long, or the rest would take it for the lost one
 
 LOST = tuple(
     getattr(tf.errors, f"{name}Error")
@@ -38,7 +39,7 @@ LOST = tuple(
 def join(place, timeout):
     """Meet the other workers, and return the `Team`; TensorFlow must not have computed anything yet.
 
-    Raises UserError, naming who is missing, if not all have come within `timeout` seconds. From then on SIGTERM ends
+    Raises UserError, naming the missing ones, if not all have come within `timeout` seconds. From then on SIGTERM ends
     the process by SystemExit, until a run defers it.
     """
     ops.grow_memory()
@@ -48,20 +49,20 @@ def join(place, timeout):
     own = addresses[place.index]
     cluster.check_port(own)
     print(f"worker {place.index} of {place.count}, {own}: waits for the others", flush=True)
-    limit_meeting(place.count, timeout)
+    limit_waiting(place.count, timeout)
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": addresses}), task_type="worker", task_id=place.index, rpc_layer="grpc"
     )
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     if before[signal.SIGINT] != signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # as Python hears nothing while TensorFlow waits
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python handles no signal while TensorFlow waits
     try:
         return Team(tf.distribute.MultiWorkerMirroredStrategy(resolver), place.index, addresses)
     except (tf.errors.OpError, RuntimeError) as error:
         missing = cluster.absent(addresses, place.index)
         time.sleep(LINGER_SECONDS)
         if missing:
-            why = f"--join_timeout {timeout}: {' and '.join(missing)} did not come, or went again; see there why"
+            why = f"--join_timeout {timeout}: {' and '.join(missing)} did not come, or left again; see there why"
         else:
             reason = textwrap.shorten(cli.reason(error), 150)
             why = f"{own}: the workers could not meet ({reason}); see that the network is open"
@@ -72,10 +73,10 @@ def join(place, timeout):
             signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
-def limit_meeting(count, timeout):
-    """Let TensorFlow wait so many seconds for the workers to meet, where it would wait for an hour.
+def limit_waiting(count, timeout):
+    """Let TensorFlow wait so many seconds for the workers to meet, instead of an hour.
 
-    It has no public way to say so; but its strategy leaves alone what has been configured before.
+    There is no public way; but its strategy does not change what has been configured before.
     """
     job = coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=count)
     shared = context.context()
@@ -89,9 +90,9 @@ def limit_meeting(count, timeout):
 
 
 def slurm_addresses(index):
-    """The addresses of the tasks of this step of Slurm, in their order; raises UserError if they are not to be found.
+    """The addresses of the tasks of this step of Slurm, in their order; raises UserError if they cannot be found.
 
-    Each step has 16 ports of its own from 20000 on, decided by its number and the job's: steps can share machines.
+    Each step has 16 ports of its own from 20000 on, by its number and the job's, as steps can share machines.
     """
     try:
         job, step = (int(os.environ.get(f"SLURM_{name}_ID", 0)) for name in ("JOB", "STEP"))
@@ -108,37 +109,37 @@ def slurm_addresses(index):
     host = os.environ.get("SLURMD_NODENAME")
     if host and addresses[index].rpartition(":")[0] != host:
         raise cli.UserError(
-            f"Slurm: task {index} runs on {host}, not where block distribution would have it; start with srun "
+            f"Slurm: task {index} runs on {host}, against block distribution; start with srun "
             "--distribution=block, or unset SLURM_STEP_NUM_TASKS to train alone"
         )
     return addresses
 
 
 class Team:
-    """The workers that train together, as one of them sees it.
+    """The workers that train together, seen by one of them.
 
-    All of them must call `any`, `gather`, `compare`, `copy_from_chief` and `part` together, in the same order.
+    All of them must call `any`, `gather`, `compare`, `copy_from_chief` and `barrier` in the same order.
     """
 
     def __init__(self, strategy, index=0, addresses=("",)):
-        """`strategy` runs a step on all of them; `addresses` are theirs, of which the one of `index` is one's own."""
+        """`strategy` runs a step on all of them; of their `addresses` the one at `index` is this worker's."""
         self.strategy, self.index, self.addresses = strategy, index, addresses
         self.count, self.chief = len(addresses), index == 0
         self.total = tf.function(lambda values: strategy.reduce("SUM", strategy.run(lambda: values), axis=None))
 
     def share(self, batch):
-        """This worker's part of what is one batch for all: of n workers the i-th takes the i-th n-th."""
+        """This worker's part of the batch of all: of n workers the i-th takes the i-th n-th."""
         size = len(batch) // self.count
         return batch[self.index * size : (self.index + 1) * size]
 
     def any(self, *flags):
-        """Whether each of some flags is set with any worker: a list of truth values, the same with all."""
+        """For each flag, whether any worker has it set: a list of truth values, the same on all."""
         if self.count == 1:
             return list(map(bool, flags))
         return [bool(value) for value in self.total(tf.constant(flags, tf.float32)).numpy()]
 
     def gather(self, value):
-        """What each worker gives here, something that JSON can hold: a list in their order."""
+        """The value, one that JSON can hold, of each worker: a list in their order."""
         if self.count == 1:
             return [value]
 
@@ -151,7 +152,7 @@ class Team:
         return [json.loads(bytes(text.tolist())) for text in texts[:: len(texts) // self.count]]
 
     def compare(self, settings):
-        """Raise UserError, naming it, at the first value of the dict `settings()` that is not the same with all."""
+        """Raise UserError, naming it, at the first value of the dict `settings()` that is not the same on all."""
         if self.count == 1:
             return
         given = self.gather(settings())
@@ -163,40 +164,41 @@ class Team:
                 )
 
     def copy_from_chief(self, variables):
-        """Give variables the values that they have with the chief."""
+        """Give variables the chief's values."""
         if self.count == 1:
             return
 
-        def chief_s_value(variable):
+        def chiefs_value(variable):
             replica, value = tf.distribute.get_replica_context(), tf.convert_to_tensor(variable)
             return replica.all_reduce("SUM", tf.where(replica.replica_id_in_sync_group == 0, value, 0))
 
         for variable in variables:
-            results = self.strategy.run(chief_s_value, (variable,))
+            results = self.strategy.run(chiefs_value, (variable,))
             variable.assign(self.strategy.experimental_local_results(results)[0])
 
-    def part(self):
-        """Wait for all before this process ends: the chief may still be at work, but needs nobody any more."""
+    def barrier(self):
+        """Wait until all are here; the chief, which comes last and needs the others no longer, ignores a lost one."""
         with contextlib.suppress(*([tf.errors.OpError] if self.chief else [])):
             self.gather(None)
 
     @contextlib.contextmanager
-    def naming_the_lost(self, remedy):
-        """Raise UserError, with `remedy()` at its end, where what is done inside fails because a worker is gone."""
+    def report_lost_workers(self, directory):
+        """Raise UserError where a worker is lost inside; it names the checkpoint in `directory` to resume from."""
         try:
             yield
         except LOST as error:
             if self.count == 1:
                 raise
-            lost = " and ".join(cluster.absent(self.addresses, self.index)) or self.named(str(error))
+            lost = " and ".join(cluster.absent(self.addresses, self.index)) or self.find_worker(str(error))
             if not lost and self.chief:
                 raise
             lost = lost or f"worker 0 ({self.addresses[0]}; {textwrap.shorten(cli.reason(error), 150)})"
             time.sleep(LINGER_SECONDS)
-            raise cli.UserError(f"lost {lost}, or the network to it; {remedy()}") from error
+            remedy = f"start all again with the same command: they resume from {checkpoint.newest(directory)}"
+            raise cli.UserError(f"lost {lost}, or the network to it; {remedy}") from error
 
-    def named(self, message):
-        """The other worker that TensorFlow's message is about, or None if it is of the chief or of something else."""
+    def find_worker(self, message):
+        """The other worker that a message of TensorFlow is about, or None if it names none."""
         found = [int(task) for task in re.findall(r"/job:worker/(?:replica:\d+/)?task:(\d+)", message)]
         lost = [task for task in found if task != self.index and task < self.count]
         return f"worker {lost[-1]} ({self.addresses[lost[-1]]})" if lost else None

@@ -140,7 +140,7 @@ def test_who_does_not_answer_is_absent(monkeypatch):
         assert cluster.absent(addresses, 0) == [f"worker {i} ({addresses[i]})" for i in (1, 3)]
         thread.join()
     for host in ("no-such-host.invalid", "a..b", "a" * 64):
-        lost = f"worker 1 ({host}:1, a name that is not known here)"
+        lost = f"worker 1 ({host}:1, an unknown name)"
         assert cluster.absent([addresses[0], f"{host}:1"], 0) == [lost]
 
 

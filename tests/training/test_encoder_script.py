@@ -38,7 +38,7 @@ def learned(trained, faces, tmp_path_factory):
     done = run("train-encoder.py", "--dataset", faces, "--batch_size", 4, "--epoch", 4, cwd=home)
     lines = done.stdout.splitlines()
     assert "images: 22 to learn from, 2 held out; steps an epoch: 5" in lines
-    assert "covariance: 11 axes, in checkpoints/mine/covariance.npz" in lines
+    assert "covariance: 11 components, in checkpoints/mine/covariance.npz" in lines
     assert "a good encoder takes about 10000 steps, --epoch 2000" in lines
     assert lines[-1] == f"{MINE}/encoder: 4 of 4 epochs done, step 20; a higher --epoch trains longer"
     assert (home / "samples/mine-12-encoder_000020.png").exists()
@@ -59,7 +59,7 @@ def test_the_same_command_goes_on_and_settings_need_not_be_said_again(learned, f
     (tmp_path / MINE / "encoder/ckpt-99_temp").mkdir()  # of a killed save
     kept = (tmp_path / MINE / "covariance.npz").read_bytes()
     done = run("train-encoder.py", "--dataset", faces, "--epoch", 5, cwd=tmp_path)
-    assert f"{MINE}/encoder: goes on from step 20" in done.stdout
+    assert f"{MINE}/encoder: resumes from step 20" in done.stdout
     assert f"covariance: in {MINE}/covariance.npz; without that file it would be learned anew" in done.stdout
     assert f"{MINE}/encoder: 5 of 5 epochs done, step 25;" in done.stdout
     assert (tmp_path / MINE / "covariance.npz").read_bytes() == kept
@@ -79,7 +79,7 @@ def test_ctrl_c_saves_and_leaves(learned, faces, tmp_path):
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGINT and "stopped; the same command goes on from there" in out
+    assert process.returncode == 128 + signal.SIGINT and "stopped; the same command resumes there" in out
 
 
 FEW = ["--nIter", 5, "--outInterval", 5]

@@ -223,7 +223,7 @@ def test_a_stopped_encoder_goes_on_as_if_never_stopped(folder, tmp_path, tiny_dc
         np.testing.assert_allclose(a, b, atol=1e-4, err_msg=a.path)
     for a, b in zip(whole_adam.variables, parts_adam.variables, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4, err_msg=a.path)
-    # the step size falls along a cosine to the end, of which 12 steps of 3 images on 9 are counted
+    # the learning rate falls along a cosine to the end, of which 12 steps of 3 images on 9 are counted
     assert float(whole_adam.learning_rate) == pytest.approx(0.01 * (1 + np.cos(np.pi * 11 / 12)) / 2)
     (record,) = (tmp_path / "whole/log").iterdir()
     assert {"e_loss", "e_loss_all", "e_loss_hole", "images_per_second"} & {*events(record).Tags()["tensors"]}
@@ -283,7 +283,7 @@ def test_no_held_out_image_has_a_hole_that_hides_nothing(folder, tmp_path, tiny_
 
 def test_a_diverged_run_stops_before_it_is_saved(folder, tmp_path):
     train(tmp_path, folder, epoch=1)
-    with pytest.raises(cli.UserError, match="not finite at step.*goes on from .*ckpt-3"):
+    with pytest.raises(cli.UserError, match="not finite at step.*resumes from .*ckpt-3"):
         train(tmp_path, folder, epoch=3, learning_rate=1e30)
     dcgan = DCGAN(**TINY)
     assert checkpoint.restore(tmp_path / "checkpoint", dcgan.networks) == {"step": 3} and all(

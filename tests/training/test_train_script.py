@@ -94,12 +94,12 @@ def test_what_a_killed_save_left_is_cleared_away(trained, tmp_path):
     (tmp_path / "ck/ckpt-14_temp/part-00000-of-00001.data-00000-of-00001").write_text("half")
     (tmp_path / "ck/ckpt-13.data-00000-of-00001").write_text("moved, but the index was not")
     done = run("train-dcgan.py", "--dataset", trained / "images", "--epoch", 7, "--checkpoint_dir", "ck", cwd=tmp_path)
-    assert "ck: goes on from step 12" in done.stdout
+    assert "ck: resumes from step 12" in done.stdout
     names = {path.name.split(".")[0] for path in (tmp_path / "ck").glob("ckpt-*")}
     assert names == {"ckpt-0", "ckpt-12", "ckpt-14"}
     (log,) = (tmp_path / "logs").iterdir()
     (event,) = events(log).Tensors("run")
-    assert event.step == 12 and b"goes on from step 12" in tf.make_ndarray(event.tensor_proto).item()
+    assert event.step == 12 and b"resumes from step 12" in tf.make_ndarray(event.tensor_proto).item()
 
 
 def test_two_runs_keep_out_of_each_others_way(trained, tmp_path):

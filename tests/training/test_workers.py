@@ -87,17 +87,17 @@ def test_a_run_outlives_its_workers(tmp_path):
     assert all(f"step {left}; stopped" in workers.said(i, "out")[-1] for i in range(2))
 
     workers = Workers(tmp_path, 3, *flags)
-    wait_for(workers, f"goes on from step {left}")
+    wait_for(workers, f"resumes from step {left}")
     wait_for(workers, "img/s")
     workers.processes[2].kill()
     assert workers.wait(60) == [2, 2, -signal.SIGKILL]
     lost = f"train-dcgan.py: error: lost worker 2 ({workers.addresses[2]}), or the network to it; start all again with "
     for i in range(2):
-        assert workers.said(i) == [f"{lost}the same command: they go on from mine/ckpt-{steps(tmp_path)[-1]}"]
+        assert workers.said(i) == [f"{lost}the same command: they resume from mine/ckpt-{steps(tmp_path)[-1]}"]
 
     newest = steps(tmp_path)[-1]
     workers = Workers(tmp_path, 1, *flags)
-    wait_for(workers, f"goes on from step {newest}")
+    wait_for(workers, f"resumes from step {newest}")
     workers.processes[0].send_signal(signal.SIGTERM)
     assert workers.wait(60) == [128 + signal.SIGTERM] and steps(tmp_path)[-1] > newest
 
