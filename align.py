@@ -66,8 +66,8 @@ def parse_args():
 
 def align(args):
     """Align the photos of INPUT to OUTPUT."""
-    settings = {name: getattr(args, name) for name in alignment.Settings._fields}
-    alignment.align_photos(args.inputs, args.output, alignment.Settings(**settings))
+    settings = alignment.Settings(*(getattr(args, name) for name in alignment.Settings._fields))
+    alignment.align_photos(args.inputs, args.output, settings)
 
 
 def main():

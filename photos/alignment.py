@@ -5,7 +5,6 @@ import collections
 import concurrent.futures
 import contextlib
 import csv
-import errno
 import itertools
 import multiprocessing
 import multiprocessing.resource_tracker
@@ -27,7 +26,8 @@ from photos import detection, geometry, occlusion, reading, record
 
 FACES = ["largest", "only", "all"]
 STATUSES = ["already done", "no face", "several faces", "unreadable"]  # of photos without a new crop
-MEMORY = 2**30  # bytes of decoded photos that are kept for restoring
+THREADS = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"
+MEMORY = 2**30  # bytes of pixels of decoded photos that are kept for restoring
 
 
 class Settings(NamedTuple):
@@ -57,10 +57,10 @@ class Face(NamedTuple):
 def align_photo(photo, detector, size=64, landmarks="innerEyesAndBottomLip", faces="largest", upsample=1, points=None):
     """Find the faces in a `reading.Photo` and crop them: a list of `Face`, and how many faces there are.
 
-    detector: `detection.FaceDetector`. points: the places (3, 2) of the three landmarks of the one face; none is looked
-    for then. With `faces` "only" several are all returned. Raises UserError and ValueError for points that no face has.
+    detector: `detection.FaceDetector`. points: the three landmarks (3, 2) of the one face, which is not looked for
+    then. With `faces` "only" several are all returned. Raises UserError and ValueError for points that no face has.
     """
-    layers, hidden = photo.rgba, photo.hidden
+    layers, hidden, results = photo.rgba, photo.hidden, []
     pixels = layers[..., :3].copy()
     if points is not None:
         found = [geometry.landmarks_by_hand(points, landmarks, hidden.shape)]
@@ -68,79 +68,56 @@ def align_photo(photo, detector, size=64, landmarks="innerEyesAndBottomLip", fac
         found = occlusion.find_faces_under(pixels, hidden, detector, faces, upsample)
     else:
         found = detector.find_faces(pixels, faces, upsample)
-    results = []
     for one in found[:1] if faces == "largest" else found:
         if points is not None:
-            box, places, how = None, one, "points"
+            box, places, seen = None, one, "points"
         elif hidden.any():
             box, places = one[0].box, occlusion.landmarks_under(hidden, one, detector)
-            how = "+".join(dict.fromkeys(each.filling for each in one))
+            seen = "+".join(dict.fromkeys(each.filling for each in one))
         else:
-            box, places, how = one, detector.find_landmarks(pixels, one), ""
+            box, places, seen = one, detector.find_landmarks(pixels, one), ""
         matrix = geometry.affine(places, size, landmarks)
         crop = geometry.warp(layers if hidden.any() else pixels, matrix, size)
-        results.append(Face(box or geometry.bounds(matrix, size), matrix, crop, how))
+        results.append(Face(box or geometry.bounds(matrix, size), matrix, crop, seen))
     return results, len(found)
 
 
-class Task(NamedTuple):
-    """A photo to align."""
+def align_file(output, settings, source, name, mask=None, keep=False):
+    """Align one photo; returns its rows of the record and its `Crop`s.
 
-    source: str
-    name: str  # of its crops, see `name_crops`
-    mask: str | None  # its mask image
-    keep: bool  # whether it stays in memory
-
-
-def align_file(task, output, settings, models):
-    """Align one file; returns its rows of the record and its `Crop`s.
-
-    The rows hold the number of faces found, and each crop as a PNG file's bytes, too. models: what
-    `detection.load_models` returns.
+    The rows hold the number of faces found, and each crop as a PNG file's bytes, too. name: of its crops, see
+    `name_crops`; mask: its mask image; keep: whether the crops hold the photo.
     """
-    found = 0
+    models, found = detection.load_models(settings.predictor), 0
 
     def row(status, **cells):
         cells |= {name: getattr(settings, name) for name in record.SETTINGS}
-        return dict(source=task.source, status=" ".join(status.split()), found=found, mask=task.mask) | cells
+        return dict(source=source, status=" ".join(status.split()), found=found, mask=mask) | cells
 
     try:
-        if settings.mask_dir and not task.mask:
-            name = Path(task.source).stem
-            raise cli.UserError(f"--maskDir {settings.mask_dir}: holds no mask, or several, named {name}")
-        photo = reading.read_photo(task.source, task.mask)
+        if settings.mask_dir and not mask:
+            raise cli.UserError(f"--maskDir {settings.mask_dir}: holds no mask, or several, named {Path(source).stem}")
+        photo = reading.read_photo(source, mask)
         detector = detection.FaceDetector(*models, None if photo.alpha is None else detection.pretrained_prior())
         faces, found = align_photo(photo, detector, *settings[:4], settings.points)
+        paths = [Path(output, crop_path(name, settings.faces, number)) for number in range(len(faces))]
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                os.lstat(path)  # raises OSError for names that the file system does not take
     except cli.UserError as error:
-        why = error.__cause__ if str(error).startswith(f"{task.source}: ") else error
-        return [row(f"unreadable: {why}")], []
+        return [row(f"unreadable: {error.__cause__ if str(error).startswith(f'{source}: ') else error}")], []
     except Exception as error:  # one odd photo, such as one too large for the memory, must not end the run
         return [row(f"unreadable: {type(error).__name__} {error}")], []
-    if not faces:
-        return [row("no face")], []
-    if settings.faces == "only" and found > 1:
-        return [row("several faces")], []
+    if not faces or settings.faces == "only" and found > 1:
+        return [row("several faces" if faces else "no face")], []
     rows, crops = [], []
-    for number, face in enumerate(faces):
-        path = Path(output, output_of(task.name, settings.faces, number))
-        if too_long(path):
-            return [row("unreadable: file name too long for a crop's")], []
-        corners = [face.box.left(), face.box.top(), face.box.right(), face.box.bottom()]
-        places = dict(zip(record.BOX + record.MATRIX, corners + face.matrix.ravel().tolist(), strict=True))
-        cells = dict(output=path.relative_to(output).as_posix(), face=number, seen=face.seen, crop=png(face.crop))
-        rows.append(row("aligned", **cells, **places))
-        origin = Path(task.source), task.mask and Path(task.mask), face.matrix, settings.size
-        crops.append(record.Crop(path, *origin, face.crop, photo if task.keep else None))
+    for number, (path, face) in enumerate(zip(paths, faces, strict=True)):
+        numbers = [face.box.left(), face.box.top(), face.box.right(), face.box.bottom(), *face.matrix.ravel().tolist()]
+        cells = dict(zip(record.BOX + record.MATRIX, numbers, strict=True), seen=face.seen, crop=png(face.crop))
+        rows.append(row("aligned", output=path.relative_to(output).as_posix(), face=number, **cells))
+        origin = Path(source), mask and Path(mask), face.matrix, settings.size
+        crops.append(record.Crop(path, *origin, face.crop, photo if keep else None))
     return rows, crops
-
-
-def too_long(path):
-    """Whether the file system of `path` takes no names that long."""
-    try:
-        os.lstat(path)
-    except OSError as error:
-        return error.errno == errno.ENAMETOOLONG
-    return False
 
 
 def png(pixels):
@@ -151,40 +128,23 @@ def png(pixels):
     return cv2.imencode(".png", cv2.cvtColor(pixels, order))[1].tobytes()
 
 
-def align_files(tasks, output, settings):
-    """What a worker process does: `align_file` for each `Task` of a few; returns what it returns, in a list."""
-    import cv2
-
-    cv2.setNumThreads(1)  # the photos are what is done in parallel
-    return [align_file(task, output, settings, detection.load_models(settings.predictor)) for task in tasks]
-
-
-@contextlib.contextmanager
-def one_thread():
-    """Processes started inside this use one thread each for linear algebra, as the photos are done in parallel."""
-    before = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    os.environ.update(dict.fromkeys(before, "1"))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
-
-
 def in_parallel(tasks, output, settings):
-    """Yield what `align_file` returns for each `Task` of an iterator, as the worker processes get them done.
+    """Yield what `align_file` returns for each of its arguments, an iterator, as the worker processes get them done.
 
-    Only a few tasks are under way at any time, so that an end of `tasks` is the end soon after. Raises the UserError
-    that a worker met, and one if a worker is killed.
+    Only a few are under way at any time, so that an end of `tasks` is the end soon after. Raises the UserError that a
+    worker met, and one if a worker is killed.
     """
     context = multiprocessing.get_context("spawn")  # the one way that all systems have
     # Ctrl-C reaches all processes, and only this one is to act on it: what is blocked here, the others inherit
     multiprocessing.resource_tracker.ensure_running()  # which would unblock it
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    environment = dict(os.environ)
+    os.environ.update(dict.fromkeys(THREADS, "1"))  # the photos are what is done in parallel
     with concurrent.futures.ProcessPoolExecutor(settings.workers, context) as pool:
-        with one_thread():
-            waiting = {pool.submit(align_files, [], output, settings): [] for _ in range(2 * settings.workers)}
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        waiting = {pool.submit(tuple): None for _ in range(4 * settings.workers)}
+        os.environ.clear()
+        os.environ.update(environment)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         while waiting:
             done, _ = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
             for future in done:
@@ -195,12 +155,13 @@ def in_parallel(tasks, output, settings):
                         worker.kill()  # they block the SIGTERM by which the pool would end them
                     raise cli.UserError(
                         "a worker process was killed: is there too little memory? --workers 1 needs less; or take away "
-                        f"the photo, one of {', '.join(task.source for some in waiting.values() for task in some)}"
+                        f"the photo, one of {', '.join(filter(None, waiting.values()))}"
                     ) from error
                 del waiting[future]
-                if some := list(itertools.islice(tasks, 4)):
-                    waiting[pool.submit(align_files, some, output, settings)] = some
-                yield from answer
+                if task := next(tasks, None):
+                    waiting[pool.submit(align_file, output, settings, *task)] = task[0]
+                if answer:
+                    yield answer
 
 
 def find_photos(inputs, output):
@@ -236,12 +197,9 @@ def name_crops(sources):
     The photo's own without its suffix (a.jpg: a); photos that would share one keep their suffix (a.jpg, a.png). Upper
     and lower case are one, as they are on some disks. Raises UserError for photos that would share even that.
     """
-    users = collections.Counter(os.path.splitext(mirrored)[0].casefold() for mirrored in sources.values())
-    names = {}
-    for source, mirrored in sources.items():
-        stem = os.path.splitext(mirrored)[0]
-        names[source] = stem if users[stem.casefold()] == 1 else mirrored
-    owners = {}
+    names, owners = {source: os.path.splitext(mirrored)[0] for source, mirrored in sources.items()}, {}
+    users = collections.Counter(map(str.casefold, names.values()))
+    names = {source: name if users[name.casefold()] == 1 else sources[source] for source, name in names.items()}
     for source, name in names.items():
         other = owners.setdefault(name.casefold(), source)
         if other != source:
@@ -249,7 +207,7 @@ def name_crops(sources):
     return names
 
 
-def output_of(name, faces, number=0):
+def crop_path(name, faces, number=0):
     """The path in OUTPUT of a crop of the photo that `name_crops` gave this name."""
     return f"{name}_{number}.png" if faces == "all" else f"{name}.png"
 
@@ -269,7 +227,7 @@ def find_masks(sources, settings):
             other = "; --maskDir takes a folder of masks" if flag == "mask" else ""
             raise cli.UserError(f"--{flag}: is for one photo, and INPUT holds {len(sources)}{other}")
     if settings.mask:
-        masks.read_hidden(settings.mask)  # a bad one is better told of before the work begins
+        masks.read_hidden(settings.mask)  # a bad one is better reported before the work begins
         return {source: os.path.abspath(settings.mask) for source in sources}
     named, found = masks.by_name(settings.mask_dir) if settings.mask_dir else None, {}
     for source, mirrored in sources.items() if named else ():
@@ -294,22 +252,17 @@ def plan(sources, records, output, settings, hidden):
     names |= {source: crop_name(rows[0]) for source, rows in records.items() if source in names and rows[0]["output"]}
     todo = {source: name for source, name in names.items() if settings.overwrite or source not in done}
     for row in itertools.chain.from_iterable(records[source] for source in done - todo.keys()):
-        if row["mask"] != hidden.get(row["source"], ""):
-            raise cli.UserError(
-                f"OUTPUT {output}: holds the crop of {row['source']} with {row['mask'] or 'no'} mask; "
-                "choose another OUTPUT, or --overwrite"
-            )
-        for setting in record.SETTINGS:
-            wanted = str(getattr(settings, setting))
-            if row[setting] != wanted:
+        wanted = {setting: str(getattr(settings, setting)) for setting in record.SETTINGS}
+        for name, value in (wanted | {"mask": hidden.get(row["source"], "")}).items():
+            if row[name] != value:
                 raise cli.UserError(
-                    f"--{setting} {wanted}: OUTPUT {output} holds crops of --{setting} {row[setting]}; "
-                    "choose another OUTPUT, or --overwrite if all its photos are given"
+                    f"--{name} {value or 'none'}: OUTPUT {output} holds the crop of {row['source']} with --{name} "
+                    f"{row[name] or 'none'}; choose another OUTPUT, or --overwrite if all its photos are given"
                 )
     owners = {row["output"]: source for source, rows in records.items() for row in rows}
     taken = {crop_name(dict(output=o, faces=settings.faces)).casefold(): (o, owners.get(o)) for o in present}
     for source, name in todo.items():
-        utils.inside(output, output_of(name, settings.faces))
+        utils.inside(output, crop_path(name, settings.faces))
         place, owner = taken.get(name.casefold(), ("", source))
         if owner != source and (owner or not settings.overwrite):
             raise cli.UserError(
@@ -362,14 +315,14 @@ def align_photos(inputs, output, settings, keep=False):
     counts = collections.Counter({"already done": len(sources) - len(todo)})
     crops, room = [], MEMORY if keep else 0
     with cli.deferred_signals() as received:
-        tasks = (Task(source, name, hidden.get(source), room > 0) for source, name in todo.items())
+        tasks = ((source, name, hidden.get(source), room > 0) for source, name in todo.items())
         tasks = itertools.takewhile(lambda task: not received, tasks)
         with tqdm(total=len(todo), unit="photo", dynamic_ncols=True, disable=not todo) as bar:
             for rows, cut in in_parallel(tasks, output, settings) if todo else ():
                 store(output, rows, records.pop(rows[0]["source"], []))
                 count(rows, counts, bar)
                 if keep and cut:
-                    room -= cut[0].photo.nbytes if cut[0].photo else 0
+                    room -= cut[0].photo.pixels.nbytes if cut[0].photo else 0
                     crops += cut if room > 0 else [crop._replace(photo=None) for crop in cut]
     record.write_record(output / record.RECORD, record.read_record(output / record.RECORD))
 

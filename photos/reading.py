@@ -26,11 +26,6 @@ class Photo(NamedTuple):
         return np.zeros(self.pixels.shape[:2], bool) if self.alpha is None else self.alpha < 255
 
     @property
-    def nbytes(self):
-        """The memory it takes."""
-        return self.pixels.nbytes + (0 if self.alpha is None else self.alpha.nbytes)
-
-    @property
     def rgba(self):
         """The photo as uint8 RGBA (H, W, 4)."""
         return with_alpha(self.pixels, 255 if self.alpha is None else self.alpha)

@@ -14,20 +14,10 @@ import utils
 from photos import geometry, reading
 
 RECORD = "align.csv"
-
-
 BOX = ["left", "top", "right", "bottom"]
-
-
 MATRIX = ["m00", "m01", "m02", "m10", "m11", "m12"]
-
-
 SETTINGS = ["size", "faces", "landmarks"]
-
-
 HOLE = ["mask", "seen"]  # the mask image of the photo, and how a face under a hole was seen; older records lack them
-
-
 COLUMNS = ["source", "output", "status", "face", *BOX, *MATRIX, *HOLE, *SETTINGS]
 
 
@@ -86,33 +76,26 @@ class Crop(NamedTuple):
     pixels: np.ndarray | None = None  # uint8 (size, size, 3 or 4), see `geometry.warp`; None: they are in its file
     photo: reading.Photo | None = None  # None: it is to be read again
 
-    @property
-    def mask(self):
-        """Which of its `pixels` are known: float32 (size, size, 1)."""
-        alpha = self.pixels[..., 3:]
-        return (alpha == 255).astype(np.float32) if alpha.size else np.ones((self.size, self.size, 1), np.float32)
-
 
 def find_crops(paths):
     """The `Crop` in each of some files, without its pixels; None where no align.csv in a folder above knows it.
 
     A record, or a row of it, that cannot be used is reported, and taken for none.
     """
-    found, records = dict.fromkeys(paths), {}
+    crops, rows = [], {None: {}}
     for path in paths:
-        folder = record_above(path)
-        if folder is None:
-            continue
+        folder, crop = record_above(path), None
         try:
-            if folder not in records:
-                records[folder] = {}
-                rows = read_record(folder / RECORD).values()
-                records[folder] = {row["output"]: row for some in rows for row in some if row["output"]}
-            row = records[folder].get(path.absolute().relative_to(folder).as_posix())
-            found[path] = row and crop_of(row, folder)
+            if folder not in rows:
+                rows[folder] = {}
+                records = read_record(folder / RECORD).values()
+                rows[folder] = {row["output"]: row for each in records for row in each}
+            if rows[folder] and (row := rows[folder].get(path.absolute().relative_to(folder).as_posix())):
+                crop = crop_of(row, folder)
         except cli.UserError as error:
             print(f"photos are not mended: {error}", file=sys.stderr)
-    return [found[path] for path in paths]
+        crops.append(crop)
+    return crops
 
 
 def crop_of(row, folder):
@@ -122,8 +105,7 @@ def crop_of(row, folder):
         if not np.isfinite(matrix).all() or not 1e-4 < abs(np.linalg.det(matrix[:, :2])) < 1e4 or not 0 < size <= 4096:
             raise ValueError("a matrix that no crop has")
     except ValueError as error:
-        raise cli.UserError(
-            f"{folder / RECORD}: of {row['source']} ({error}); run align.py again, with --overwrite"
-        ) from error
+        where = f"{folder / RECORD}: of {row['source']}"
+        raise cli.UserError(f"{where} ({error}); run align.py again, with --overwrite") from error
     mask = Path(row["mask"]) if row["mask"] else None
     return Crop(folder / row["output"], Path(row["source"]), mask, matrix, size)

@@ -1,16 +1,12 @@
 """Completed crops go back into their photos: enlarged, joined without a seam, and with the photo's grain."""
 
-import contextlib
 import sys
 from typing import NamedTuple
 
 import cli
 
 import numpy as np
-import scipy.linalg
 import scipy.ndimage
-import scipy.sparse
-import scipy.sparse.linalg
 from PIL import Image
 
 import utils
@@ -18,18 +14,15 @@ from completion import compositing
 from photos import geometry, occlusion, reading, record
 
 MARGIN = 32  # pixels of a photo that are looked at around its hole
-
-
 INPAINTED = 2**14  # pixels of a hole that OpenCV inpaints at once
-
-
+OTHER = 16  # grey levels, the mean difference from which a photo is another one
 SQUARE, CLEAN = 8, 0.7  # pixels of a side, grey levels: where grain is measured, and what is too little to see
 
 
 def into_photo(photo, hidden, crops, matrices, seed=0):
     """Fill the hole of a whole photo from its completed faces, and what lies in none of them by inpainting.
 
-    photo: uint8 (H, W, C); what it holds where boolean (H, W) `hidden` has no say, and nothing else changes. crops:
+    photo: uint8 (H, W, C); what it holds where boolean (H, W) `hidden` is ignored, and nothing else changes. crops:
     completed faces, uint8 (size, size, C) each; matrices: (2, 3), from photo to crop pixels (x, y, 1). Where faces
     overlap, a pixel comes from the one in whose middle it lies most. Each is enlarged to the photo's resolution, joined
     without a seam (`harmonic`), and gets the grain of the photo (`seed` decides it). Returns the photo, and how
@@ -134,9 +127,6 @@ def grain(photo, hidden, seed):
     return drawn @ np.linalg.cholesky(covariance + 1e-9 * np.eye(len(covariance))).T
 
 
-OTHER = 16  # grey levels, the mean difference from which a photo is another one
-
-
 class Part(NamedTuple):
     """A completed crop of a photo."""
 
@@ -199,15 +189,6 @@ def put_back(path, photo, hidden, parts, sample, seed):
     return outside / max(1, hidden.sum())
 
 
-@contextlib.contextmanager
-def skipped_on_error():
-    """Report a UserError inside this, and carry on after it."""
-    try:
-        yield
-    except cli.UserError as error:
-        print(f"skipped {error}", file=sys.stderr)
-
-
 def restore(folders, crops, holes, pixels, completed, seed=0):
     """Put completed crops back into their photos, for each sample in a folder of its own: FOLDER/NAME.png.
 
@@ -224,7 +205,7 @@ def restore(folders, crops, holes, pixels, completed, seed=0):
     if len({name.casefold() for name in names}) < len(names):
         names = [f"{number:04d}_{name}" for number, name in enumerate(names)]
     for name, (origin, parts) in zip(names, photos.items(), strict=True):
-        with skipped_on_error():
+        try:
             for folder in folders:
                 with utils.report_write_errors(folder):
                     folder.mkdir(exist_ok=True)
@@ -234,7 +215,8 @@ def restore(folders, crops, holes, pixels, completed, seed=0):
                 check_unchanged(photo, holes.kind, parts)
             hidden = hidden_in_photo(photo, holes.kind, parts)
             for sample, folder in enumerate(folders):
-                with skipped_on_error():
-                    path = folder / f"{name}.png"
-                    shares[sample].append(put_back(path, photo, hidden, parts, sample, seed + sample))
+                path = folder / f"{name}.png"
+                shares[sample].append(put_back(path, photo, hidden, parts, sample, seed + sample))
+        except cli.UserError as error:
+            print(f"skipped {error}", file=sys.stderr)
     return [(len(each), float(np.mean(each)) if each else 0.0) for each in shares]

@@ -14,7 +14,7 @@ import dlib
 import numpy as np
 import pytest
 import skimage.data
-from conftest import ROOT, run
+from conftest import ROOT, one_line, run
 from PIL import Image
 
 import utils
@@ -25,6 +25,17 @@ PORTRAIT = ASTRONAUT[:240, 100:340].copy()  # her face alone
 NOISE = np.random.default_rng(0).integers(0, 256, (90, 80, 3), np.uint8)
 
 run = functools.partial(run, "align.py")
+
+
+def one_process(tasks, output, settings):
+    """As `alignment.in_parallel`, in this process, where dlib's models are loaded once for all tests."""
+    return (alignment.align_file(output, settings, *task) for task in tasks)
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Photos are aligned in this process."""
+    monkeypatch.setattr(alignment, "in_parallel", one_process)
 
 
 @pytest.fixture(scope="module")
@@ -264,20 +275,6 @@ def test_tiny_photos_show_no_face(models, shape):
     assert align(Image.new("RGB", shape), models) == ([], 0)
 
 
-def test_nothing_under_transparency_decides_on_the_face(models):
-    hole = np.zeros(PORTRAIT.shape[:2], bool)
-    hole[130:170, 100:150] = True
-    photos = [transparent(PORTRAIT, hole, colour) for colour in ([255] * 3, NOISE[0, 0])]
-    results = [align(photo, models) for photo in photos]
-    ((_, first, crop, _), (_, second, other, _)) = (result for (result,), _ in results)
-    np.testing.assert_array_equal(first, second)
-    np.testing.assert_array_equal(crop, other)
-    assert crop.shape == (64, 64, 4) and 0.05 < (crop[..., 3] == 0).mean() < 0.6
-    # alpha without any transparency is none
-    (face,), _ = align(Image.fromarray(PORTRAIT).convert("RGBA"), models)
-    assert face.crop.shape == (64, 64, 3)
-
-
 def test_a_missing_predictor_is_one_line(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(cli.UserError, match="pip install face_recognition_models"):
@@ -311,7 +308,9 @@ def aligned(tmp_path_factory):
     (folder / "notes.txt").write_text("not looked at")
     Image.new("1", (10000, 9000)).save(folder / "bomb.png")
     output = folder / "aligned"
-    return folder, output, run(folder, output, "--faces", "only")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(alignment, "in_parallel", one_process)
+        return folder, output, run(folder, output, "--faces", "only")
 
 
 def test_every_kind_of_photo_has_its_row(aligned):
@@ -375,6 +374,30 @@ def test_the_record_leads_back_into_the_photo(aligned, models):
     ]
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_second_run_does_what_is_missing_and_no_more(aligned, in_process):
+    folder, output, _ = aligned
+    expected, before, deep = crops(output), rows_of(output), (output / "deep.png").read_bytes()
+    (output / "grey.png").unlink()
+    (output / "deep.png").write_bytes(b"kept as it is")
+    out = run(folder, output, "--faces", "only").stdout
+    assert "1 faces aligned in 1 of 14 photos, 7 already done, 1 no face, 1 several faces, 4 unreadable" in out
+    assert (output / "deep.png").read_bytes() == b"kept as it is"
+    assert rows_of(output) == before
+    # what another command would add to it has to be of the same kind
+    others = ("size", 32, 64), ("landmarks", "outerEyesAndNose", "innerEyes"), ("faces", "all", "only")
+    for flag, value, kept in others:
+        flags = {"faces": "only"} | {flag: value}
+        done = run(folder, output, *(f"--{name}={flags[name]}" for name in flags), status=2)
+        one_line(done, f"--{flag} {value}", str(kept), "another OUTPUT")
+    assert rows_of(output) == before
+    out = run(folder / "sub", output, "--faces", "only", "--overwrite").stdout
+    assert "2 faces aligned in 2 of 2 photos, 0 already done" in out
+    # the same sources are the same crops, however they are reached
+    assert rows_of(output) == before and crops(output) == expected
+    (output / "deep.png").write_bytes(deep)  # for the other tests
+
+
 def test_slow_modules_wait_for_work():
     code = f"""if True:
         import runpy, sys
@@ -386,5 +409,3 @@ def test_slow_modules_wait_for_work():
     """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "usage" in done.stdout
-    source = "".join((ROOT / name).read_text() for name in ("align.py", "photos/alignment.py", "cli.py", "utils.py"))
-    assert "import tensorflow" not in source
