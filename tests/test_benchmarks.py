@@ -1,16 +1,18 @@
-"""The scripts that make the README's tables measure what they say."""
+"""What makes the tables of measurements measures what they say."""
 
-import functools
 import importlib.util
 import re
+from functools import partial
 from pathlib import Path
 
 import cv2
 import dlib
+import holes as script
 import numpy as np
 import pytest
 import skimage.metrics
-from conftest import run
+import speed
+from conftest import TINY
 
 import checkpoint
 import utils
@@ -19,20 +21,28 @@ from completion.encoder import Encoder
 from photos.geometry import MINMAX_TEMPLATE
 
 
-def table(done):
-    """The rows of the Markdown table that a script printed, as {first cell: numbers}."""
-    rows = [
-        line.strip("| ").replace(" / ", " | ").split(" | ") for line in done.stdout.splitlines() if line[:2] == "| "
-    ]
-    return {name: [float(cell) for cell in cells] for name, *cells in rows if not re.search(r"[a-z-]", "".join(cells))}
+@pytest.fixture
+def table(monkeypatch, capsys):
+    """A function that runs a benchmark, and returns the rows of its Markdown table, as {first cell: numbers}."""
+
+    def table(module, *flags):
+        monkeypatch.setattr("sys.argv", [f"{module.__name__}.py", *map(str, flags)])
+        module.main()
+        lines = [line for line in capsys.readouterr().out.splitlines() if line[:2] == "| "]
+        rows = [line.strip("| ").replace(" / ", " | ").split(" | ") for line in lines]
+        return {name: list(map(float, cells)) for name, *cells in rows if not re.search(r"[a-z-]", "".join(cells))}
+
+    return table
 
 
-def test_benchmark(tmp_path):
+@pytest.mark.slow
+def test_speed(tmp_path, monkeypatch, table):
     rng = np.random.default_rng(0)
     for i in range(4):
         utils.write_image(tmp_path / f"{i}.png", rng.integers(0, 256, (64, 64, 3), np.uint8))
-    done = run("benchmarks/speed.py", *"--blocks 2 --steps 1 --batch_size 2 --dataset".split(), tmp_path)
-    rows = table(done)
+    monkeypatch.setattr(speed, "ARCHITECTURE", TINY | dict(image_size=64, z_dim=100, ema=0.9))
+    monkeypatch.setattr(speed, "limit", partial(speed.limit, size=1024, count=1))
+    rows = table(speed, *"--blocks 2 --steps 1 --batch_size 2 --dataset".split(), tmp_path)
     assert {"train(), float32", "step, float32", "step, mixed_bfloat16", "plain port to Keras, float32"} < rows.keys()
     limits = {name: rows[f"limit, {name}"][0] for name in ("float32", "bfloat16")}
     for name, (rate, relative, of_limit) in rows.items():
@@ -43,7 +53,12 @@ def test_benchmark(tmp_path):
             assert quotient == pytest.approx(rate / base, abs=0.006 + quotient * (0.05 / rate + 0.05 / base))
 
 
-def test_baselines(tmp_path, tiny_dcgan):
+def blocks(images):
+    """Stands for face descriptors, which take long: the means of blocks of pixels."""
+    return utils.to_float(images).reshape(-1, 2, 8, 2, 8, 3).mean((2, 4)).reshape(-1, 12)
+
+
+def test_filled_holes(tmp_path, monkeypatch, table, tiny):
     rng = np.random.default_rng(0)
     patterns = cv2.GaussianBlur(rng.normal(0, 200, (16, 16, 24)), (0, 0), 2).reshape(16, 16, 3, 8)
     faces = np.einsum("ni,hwci->nhwc", rng.normal(size=(43, 8)), patterns) + rng.normal(128, 5, (43, 16, 16, 3))
@@ -52,31 +67,41 @@ def test_baselines(tmp_path, tiny_dcgan):
         path = tmp_path / ("training" if i < 40 else "test") / f"group{i % 2}-{i}.png"
         path.parent.mkdir(exist_ok=True)
         utils.write_image(path, face)
-    dcgan = tiny_dcgan()
-    encoder, covariance = tiny_model(tmp_path / "model", dcgan, faces[:40])
+    encoder, covariance = tiny_model(tmp_path / "model", tiny, faces[:40])
     flags = ["--dataset", tmp_path / "training", "--images", tmp_path / "test", "--checkpointDir", tmp_path / "model"]
-    rows = table(run("benchmarks/holes.py", *flags, "--groups"))
+    monkeypatch.setattr(script, "describer", lambda: blocks)
+    rows = table(script, *flags, "--groups")
 
-    truths = faces[[40, 42, 41]]  # in the order of their names
-    persons, expected = list(map(descriptor, truths)), {}
+    truths, expected = faces[[40, 42, 41]], {}  # in the order of their names
     for kind, options in {"center": {}, "random": {"fraction": 0.8}, "left": {}}.items():
         holes = np.stack([masks.make(kind, 16, seed=(0, i), **options) for i in range(3)])
-        filled = completed(truths, holes, kind, faces[:40], dcgan, encoder, covariance)
+        filled = completed(truths, holes, kind, faces[:40], tiny, encoder, covariance)
         for name, results in filled.items():
-            given = zip(map(utils.to_uint8, results), truths, holes, persons, strict=True)
-            each = [
-                measured(np.where(hole == 1, truth, x), truth, hole[..., 0] == 0, who) for x, truth, hole, who in given
-            ]
+            images = np.where(holes == 1, truths, utils.to_uint8(results))
+            each = [measured(x, truth, hole[..., 0] == 0) for x, truth, hole in zip(images, truths, holes, strict=True)]
             expected.setdefault(name, []).extend(np.mean(each, 0))
             if name in ("PCA, 20 components", "the default"):
                 expected.setdefault(f"group0, {name}", []).extend(np.mean(each[:2], 0))
                 expected.setdefault(f"group1, {name}", []).extend(each[2])
     assert set(rows) == set(expected) and len(rows) == 17
-    brief = table(run("benchmarks/holes.py", *flags, "--brief"))
+    brief = table(script, *flags, "--brief")
     assert brief == {name: row for name, row in rows.items() if not name.startswith(("group", "candidates"))}
     for name, row in rows.items():
         for column, tolerance in enumerate((0.02, 0.002, 0.01, 0.01)):
             assert row[column::4] == pytest.approx(expected[name][column::4], abs=tolerance), name
+
+
+def test_face_descriptors():
+    """Those of dlib's other way, which cuts the face out itself."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    folder = Path(importlib.util.find_spec("face_recognition_models").submodule_search_locations[0])
+    network = dlib.face_recognition_model_v1(str(folder / "models/dlib_face_recognition_resnet_model_v1.dat"))
+    points = [dlib.point(*map(int, np.round(point))) for point in 256 * MINMAX_TEMPLATE]
+    landmarks = dlib.full_object_detection(dlib.rectangle(0, 0, 255, 255), points)
+    for image, found in zip(images, script.describer()(images), strict=True):
+        large = cv2.resize(image, (256, 256), interpolation=cv2.INTER_CUBIC)
+        chip = dlib.get_face_chip(large, landmarks, 150, 0.25)
+        np.testing.assert_allclose(found, network.compute_face_descriptor(chip), atol=0.01)
 
 
 def completed(truths, holes, kind, training, dcgan, encoder, covariance):
@@ -136,11 +161,8 @@ def tiny_model(directory, dcgan, faces):
     return Encoder.load(directory, dcgan)[0], prior.load(directory, dcgan.image_shape)
 
 
-def measured(image, truth, hole, person):
-    """PSNR, SSIM, sharpness and identity, by scikit-image, a loop and dlib's other way to a descriptor.
-
-    `person` is the descriptor of the truth.
-    """
+def measured(image, truth, hole):
+    """PSNR, SSIM, sharpness and identity, by scikit-image and a loop."""
     psnr = skimage.metrics.peak_signal_noise_ratio(truth[hole], image[hole])
     options = dict(channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, full=True)
     ssim = skimage.metrics.structural_similarity(image, truth, **options)[1][hole].mean()
@@ -151,18 +173,5 @@ def measured(image, truth, hole, person):
             for j, i in ((y + 1, x), (y, x + 1)):
                 if max(j, i) < len(hole) and hole[j, i]:
                     differences[k] += abs(grey[y, x] - grey[j, i])
-    identity = np.linalg.norm(np.subtract(descriptor(image), person))
+    identity = np.linalg.norm(np.subtract(*blocks(np.stack([image, truth]))))
     return psnr, ssim, differences[0] / differences[1], identity
-
-
-def descriptor(image):
-    points = [dlib.point(*map(int, np.round(point))) for point in 256 * MINMAX_TEMPLATE]
-    landmarks = dlib.full_object_detection(dlib.rectangle(0, 0, 255, 255), points)
-    large = cv2.resize(image, (256, 256), interpolation=cv2.INTER_CUBIC)
-    return network().compute_face_descriptor(dlib.get_face_chip(large, landmarks, 150, 0.25))
-
-
-@functools.cache
-def network():
-    folder = Path(importlib.util.find_spec("face_recognition_models").submodule_search_locations[0])
-    return dlib.face_recognition_model_v1(str(folder / "models/dlib_face_recognition_resnet_model_v1.dat"))
