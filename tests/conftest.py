@@ -5,7 +5,6 @@ import runpy
 import shutil
 import signal
 import sys
-import warnings
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -16,6 +15,7 @@ import cli
 import numpy as np
 import pytest
 from PIL import Image
+from worker_processes import write_images
 
 import checkpoint
 import utils
@@ -96,22 +96,15 @@ def heed_sigint():
 
 def run(script, *arguments, cwd=".", status=0):
     """Run a script in this process, where TensorFlow has started, to the exit status expected; what it printed."""
-    words, before = [str(ROOT / script), *map(str, arguments)], (os.getcwd(), sys.argv)
-    out, err = (
-        io.TextIOWrapper(io.BytesIO(), "utf-8", errors, write_through=True) for errors in ("strict", "backslashreplace")
-    )
-    ended = 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # of what is open until a process ends
+    words, ended = [str(ROOT / script), *map(str, arguments)], 0
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", e, write_through=True) for e in ("strict", "backslashreplace"))
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", words)
         try:
-            sys.argv = words
-            os.chdir(cwd)
             runpy.run_path(words[0], run_name="__main__")
         except SystemExit as end:
             ended = end.code or 0
-        finally:
-            os.chdir(before[0])
-            sys.argv = before[1]
     done = CompletedProcess(words, ended, *(stream.buffer.getvalue().decode() for stream in (out, err)))
     assert done.returncode == status, done.stdout + done.stderr
     return done
@@ -225,14 +218,9 @@ def events(directory):
 def trained(tmp_path_factory):
     """The folder in which a tiny model was trained: 10 images in batches of 4, for 6 epochs."""
     home = tmp_path_factory.mktemp("trained")
-    rng = np.random.default_rng(0)
-    (home / "images").mkdir()
-    for i in range(10):
-        utils.write_image(home / "images" / f"{i}.png", rng.integers(0, 256, (16, 16, 3), np.uint8))
-    out = run("train-dcgan.py", "--dataset", "images", *TINY_FLAGS, "--epoch", 6, "--ema", 0.9, cwd=home)
-    assert (
-        out.stdout.splitlines()[-1] == "checkpoints/mine: 6 of 6 epochs done, step 12; a higher --epoch trains longer"
-    )
-    assert "device: " in out.stdout and "images: 10, in memory; steps an epoch: 2" in out.stdout
-    assert "about 1200 steps, --epoch 600, and" in out.stdout
+    write_images(home / "images", 10, np.random.default_rng(0))
+    out = run("train-dcgan.py", "--dataset", "images", *TINY_FLAGS, "--epoch", 6, "--ema", 0.9, cwd=home).stdout
+    assert out.splitlines()[-1] == "checkpoints/mine: 6 of 6 epochs done, step 12; a higher --epoch trains longer"
+    assert "device: " in out and "images: 10, in memory; steps an epoch: 2" in out
+    assert "about 1200 steps, --epoch 600, and" in out
     return home

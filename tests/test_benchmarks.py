@@ -17,6 +17,7 @@ from conftest import TINY
 import checkpoint
 import utils
 from completion import compositing, masks, prior, search
+from completion.completer import Completer
 from completion.encoder import Encoder
 from photos.geometry import MINMAX_TEMPLATE
 
@@ -67,7 +68,7 @@ def test_filled_holes(tmp_path, monkeypatch, table, tiny):
         path = tmp_path / ("training" if i < 40 else "test") / f"group{i % 2}-{i}.png"
         path.parent.mkdir(exist_ok=True)
         utils.write_image(path, face)
-    encoder, covariance = tiny_model(tmp_path / "model", tiny, faces[:40])
+    completer = tiny_completer(tmp_path / "model", tiny, faces[:40])
     flags = ["--dataset", tmp_path / "training", "--images", tmp_path / "test", "--checkpointDir", tmp_path / "model"]
     monkeypatch.setattr(script, "describer", lambda: blocks)
     rows = table(script, *flags, "--groups")
@@ -75,7 +76,7 @@ def test_filled_holes(tmp_path, monkeypatch, table, tiny):
     truths, expected = faces[[40, 42, 41]], {}  # in the order of their names
     for kind, options in {"center": {}, "random": {"fraction": 0.8}, "left": {}}.items():
         holes = np.stack([masks.make(kind, 16, seed=(0, i), **options) for i in range(3)])
-        filled = completed(truths, holes, kind, faces[:40], tiny, encoder, covariance)
+        filled = completed(truths, holes, kind, faces[:40], completer)
         for name, results in filled.items():
             images = np.where(holes == 1, truths, utils.to_uint8(results))
             each = [measured(x, truth, hole[..., 0] == 0) for x, truth, hole in zip(images, truths, holes, strict=True)]
@@ -104,8 +105,9 @@ def test_face_descriptors():
         np.testing.assert_allclose(found, network.compute_face_descriptor(chip), atol=0.01)
 
 
-def completed(truths, holes, kind, training, dcgan, encoder, covariance):
+def completed(truths, holes, kind, training, completer):
     """What each row of the table is about: truths completed by each method, a dict."""
+    dcgan, encoder = completer.dcgan, completer.encoder
     images, known = utils.to_float(truths), masks.holes(kind, holes).masked(utils.to_float(truths))
     *_, last = search.complete(dcgan, images, holes, range(3), seed=0)
     start = encoder.guess(*known)
@@ -119,11 +121,11 @@ def completed(truths, holes, kind, training, dcgan, encoder, covariance):
         "encoder, --blend poisson": found.generated,
     }
     mended = {
-        "encoder, --nIter 0": prior.gaussian_blend(images, dcgan.draw(start), holes, covariance),
-        "the default": prior.gaussian_blend(images, found.generated, holes, covariance),
+        "encoder, --nIter 0": prior.gaussian_blend(images, dcgan.draw(start), holes, completer.prior),
+        "the default": prior.gaussian_blend(images, found.generated, holes, completer.prior),
     }
     for detail in (0, 0.5, 0.75, 1):
-        mended[f"--detail {detail}"] = prior.gaussian_blend(images, found.generated, holes, covariance, detail)
+        mended[f"--detail {detail}"] = prior.gaussian_blend(images, found.generated, holes, completer.prior, detail)
     for name, fill in mended.items():
         fills[name] = [compositing.kriging(*triple) for triple in zip(images, fill, holes, strict=True)]
     filled = {}
@@ -150,15 +152,13 @@ def dense_pca(images, holes, training):
     return np.broadcast_to(mean.reshape(images[0].shape), images.shape), np.array(pca)
 
 
-def tiny_model(directory, dcgan, faces):
-    """Write a model with an encoder, which has random weights, and the covariance of some faces; returns the latter."""
+def tiny_completer(directory, dcgan, faces):
+    """What completes with a model in a new directory, its encoder, of random weights, and the prior of some faces."""
     checkpoint.save(directory, dcgan.networks, {"step": 1}, {})
     checkpoint.write_config(directory, {"architecture": dcgan.architecture})
-    covariance = prior.fit(lambda: [utils.to_float(faces)])
-    prior.save(directory, covariance)
-    encoder = Encoder(dcgan)
-    encoder.export(directory)
-    return Encoder.load(directory, dcgan)[0], prior.load(directory, dcgan.image_shape)
+    prior.save(directory, prior.fit(lambda: [utils.to_float(faces)]))
+    Encoder(dcgan).export(directory)
+    return Completer.load(directory)
 
 
 def measured(image, truth, hole):
