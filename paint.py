@@ -62,13 +62,7 @@ def serve(args):
         flush=True,
     )
     config = uvicorn.Config(
-        asgi,
-        log_level="error",
-        access_log=False,
-        server_header=False,
-        ws="none",
-        lifespan="on",
-        timeout_graceful_shutdown=3,
+        asgi, log_level="error", access_log=False, server_header=False, ws="none", timeout_graceful_shutdown=3
     )
     config.site = site
     Server(config).run(sockets=[listening])

@@ -175,6 +175,24 @@ def small_model(tiny_dcgan, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def url(small_model):
+    """The link to a running paint.py with the small model."""
+    from browser import serving
+
+    with serving("--checkpointDir", small_model) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def link(small_model):
+    """The link, with a token, to a running paint.py that is there for other machines."""
+    from browser import serving
+
+    with serving("--checkpointDir", small_model, "--host", "127.0.0.2") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
 def two_replicas():
     """One strategy for all tests of a process: those of several would take each other's gradients for their own."""
     import tensorflow as tf

@@ -1,7 +1,7 @@
-"""The server of paint.py's page: photos come in, searches and pictures go out, and no stranger gets near them.
+"""The server of paint.py's page: photos come in, events and pictures go out.
 
 A page is known by the stream of events that it holds open (GET /events). Its photo lives in memory alone, and goes when
-the page does.
+the page does. Who may ask: see `security`.
 """
 
 import asyncio
@@ -16,36 +16,29 @@ import cli
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
 
+from photos import geometry
 from web import preview, queue, requests, security, session
 
-HOME = Path(__file__).resolve().parent / "static"
-TYPES = {
-    ".html": "text/html",
-    ".js": "text/javascript",
-    ".css": "text/css",
-    ".jpg": "image/jpeg",
-    ".svg": "image/svg+xml",
-}
+STATIC = Path(__file__).resolve().parent / "static"
 PAGES, PHOTOS = 100, 20  # open pages, and those of them with a photo, at most
 UNUSED = 30 * 60  # seconds after which a photo is dropped
 AWAY = 5  # seconds that a page may be without its stream
 
 
 class Site:
-    """All open pages, and what they may ask."""
+    """All open pages, and what they ask."""
 
     def __init__(self, directory):
         """directory: of the model."""
         self.pages, self.searches = {}, queue.Searches(directory)
-        self.others, self.uploads = concurrent.futures.ThreadPoolExecutor(2), asyncio.Semaphore(4)
-
-    # what goes on
+        self.threads, self.uploads = concurrent.futures.ThreadPoolExecutor(2), asyncio.Semaphore(4)
 
     @contextlib.asynccontextmanager
     async def running(self, app):
-        """What the server does beside answering: load the model, search, drop what nobody uses."""
+        """What the server does beside answering: load the model, search, drop unused photos."""
         works = self.searches.load(self.pages), self.searches.run(), self.drop_unused()
         tasks = [asyncio.create_task(work) for work in works]
         yield
@@ -73,37 +66,46 @@ class Site:
         return sorted((page for page in self.pages.values() if page.photo), key=lambda page: page.used)
 
     def drop(self, page):
-        """Drop a page's photo, and say so."""
-        page.take(None)
+        """Drop a page's photo, and report it."""
+        page.open()
         page.events.put_nowait(dict(gone=True))
 
     def forget(self, page):
         """Forget a page that has no stream any more."""
         if not page.streams:
             self.pages.pop(page.id, None)
-            page.take(None)
+            page.open()
 
-    # what is asked
-
-    def page_of(self, request, photo=True):
+    def find_page(self, request, photo=True):
         """The page of a request; raises HTTPException without one, and without a photo where that is needed."""
         page = self.pages.get(request.path_params["page"])
         if page is None:
             raise HTTPException(410, "This page was gone for too long: load it again.")
         if photo and page.photo is None:
-            raise HTTPException(410, "The photo was let go, as it was not used for long: open it again.")
+            raise HTTPException(410, "The photo was dropped, as it was not used for long: open it again.")
         page.used = time.monotonic()
         return page
 
+    def find_answer(self, page, asked):
+        """The edit, the number of the answer and the detail that `requests.parse_answer` names."""
+        edit = page.edits.get(asked["fill"])
+        if edit is None or asked["answer"] >= len(edit.answers):
+            raise HTTPException(410, "This answer is no longer there: fill again.")
+        return edit, asked["answer"], asked["detail"]
+
     async def run(self, function, *args):
         """What a function returns that takes its time, without TensorFlow."""
-        try:
-            return await asyncio.get_running_loop().run_in_executor(self.others, function, *args)
-        except cli.UserError as error:
-            raise HTTPException(422, str(error)) from error
+        return await asyncio.get_running_loop().run_in_executor(self.threads, function, *args)
+
+    async def flatten(self, page, asked):
+        """The layers up to the answer that `requests.parse_answer` names; none where it is None."""
+        if asked is None:
+            return []
+        answer = self.find_answer(page, asked)
+        return await self.run(session.flatten, page.photo, *answer, self.searches.completer)
 
     async def events(self, request):
-        """The stream of all that a page is to know; opens the page, or goes on with one that lost its stream."""
+        """The stream of events: of a new page, or of one that lost its stream."""
         self.searches.wanted.set()
         page = self.pages.get(request.query_params.get("page"))
         if page is None:
@@ -120,13 +122,13 @@ class Site:
             page.streams, event = page.streams + 1, None
             try:
                 known = dict(page=page.id, photo=page.photo is not None, job=page.job and page.job.number)
-                yield sent(known | self.searches.state())
+                yield encode_event(known | self.searches.state())
                 while True:
                     event = event or asyncio.ensure_future(events.get())
                     done, _ = await asyncio.wait([event], timeout=10)
                     if done and event.result() is None:
                         return
-                    yield sent(event.result()) if done else ": still there\n\n"  # so that a dead connection shows
+                    yield encode_event(event.result()) if done else ": alive\n\n"  # so that a dead connection shows
                     event = None if done else event
             finally:
                 if event:
@@ -139,120 +141,102 @@ class Site:
         return StreamingResponse(stream(page.events), media_type="text/event-stream")
 
     async def upload(self, request):
-        """Take the photo that is the request's body; answers its size and the outlines of its faces."""
-        page = self.page_of(request, photo=False)
+        """Open the photo that is the request's body; answers its size and the outlines of its faces."""
+        page = self.find_page(request, photo=False)
+        data = await requests.read_body(request, session.MAX_BYTES)
         async with self.uploads:
-            data = await requests.body_of(request, session.BYTES)
             await self.searches.ready.wait()
-            if self.searches.seer is None:
+            if self.searches.detector is None:
                 raise HTTPException(503, self.searches.failure)
-            photo = await self.run(session.open_photo, data, self.searches.seer)
+            photo = await self.run(session.open_photo, data)
+            faces = await self.run(session.find_faces, photo, self.searches.detector)
         if page.id not in self.pages:
             raise HTTPException(410, "This page was closed.")
-        page.take(photo)
+        page.open(photo, faces)
         for other in self.with_photo()[:-PHOTOS]:
             self.drop(other)
         height, width = photo.pixels.shape[:2]
-        faces = [preview.outline(seen.landmarks) for seen in photo.seen]
-        return JSONResponse(dict(width=width, height=height, faces=faces, transparent=photo.alpha is not None))
+        size = session.OUTLINE_SIZE
+        outlines = [preview.corners(geometry.affine(face.landmarks, size), size) for face in faces]
+        return JSONResponse(dict(width=width, height=height, faces=outlines, transparent=photo.alpha is not None))
 
-    async def shown(self, request):
-        """The photo as it was opened, for the page to show."""
-        return await self.run(picture_of, preview.as_picture, self.page_of(request).photo)
+    async def photo(self, request):
+        """The photo as it was opened."""
+        return await self.run(picture_response, preview.as_picture, self.find_page(request).photo)
 
     async def transparent(self, request):
         """What is transparent in the photo, opaque."""
-        return await self.run(picture_of, preview.transparency, self.page_of(request).photo)
+        return await self.run(picture_response, preview.transparency, self.find_page(request).photo)
 
     async def fill(self, request):
         """Queue the search that fills what is painted; answers its number."""
-        wish = await requests.wish_of(request)
-        page = self.page_of(request)
+        asked = await requests.parse_fill(request)
+        page = self.find_page(request)
         if page.job:
-            raise HTTPException(409, "A search is going on: stop it first.")
-        if self.searches.model is None:
+            raise HTTPException(409, "A search is running: stop it first.")
+        if self.searches.completer is None:
             raise HTTPException(503, self.searches.failure or "The model is still loading.")
-        job = page.job = queue.Job(page)
+        job = page.job = queue.Job(page, asked["marked"])
         try:
-            base, job.marked = None, wish["marked"]
-            if wish["base"]:
-                base = await self.run(session.onto, job.photo, *self.answer_of(page, wish["base"]), self.searches.model)
-            if wish["near"]:
-                near, answer, _ = self.answer_of(page, wish["near"])
+            if asked["near"]:
+                near, answer, _ = self.find_answer(page, asked["near"])
                 job.near = near.answers[answer][0]
-            job.fill = await self.run(session.begin, job.photo, wish["strokes"], base)
+            layers = await self.flatten(page, asked["base"])
+            job.edit = await self.run(session.start_edit, job.photo, asked["strokes"], layers)
         except BaseException:
             page.job = None
             raise
         self.searches.add(job)
         return JSONResponse(dict(fill=job.number), 202)
 
-    def answer_of(self, page, wish):
-        """The fill, the number of the answer and the detail that a request names."""
-        fill = page.fills.get(wish["fill"])
-        if fill is None or wish["answer"] >= len(fill.answers):
-            raise HTTPException(410, "This answer is no longer there: fill again.")
-        return fill, wish["answer"], wish["detail"]
-
     async def stop(self, request):
-        """Stop the page's search; what it has found so far is its last answer."""
-        self.page_of(request).stop()
+        """Stop the page's search; the best that it has found so far is its last answer."""
+        self.find_page(request).stop()
         return JSONResponse({})
 
     async def patch(self, request):
-        """The hole as one of the answers fills it, a picture of the rectangle around it that is empty beside it."""
-        page = self.page_of(request)
-        answer = self.answer_of(page, requests.asked(request))
-        return await self.run(picture_of, preview.patch, page.photo, *answer, self.searches.model)
+        """The hole as one of the answers fills it: a picture of the rectangle around it that is empty beside it."""
+        page = self.find_page(request)
+        answer = self.find_answer(page, requests.parse_query(request))
+        return await self.run(picture_response, preview.patch, page.photo, *answer, self.searches.completer)
 
     async def save(self, request):
         """The whole photo with one of the answers, or as it was, as a PNG file."""
-        page, base = self.page_of(request), None
-        photo = page.photo
-        if request.query_params:
-            base = await self.run(
-                session.onto, photo, *self.answer_of(page, requests.asked(request)), self.searches.model
-            )
-        return Response(await self.run(session.save, photo, base), media_type="image/png")
+        page = self.find_page(request)
+        photo, asked = page.photo, requests.parse_query(request) if request.query_params else None
+        layers = await self.flatten(page, asked)
+        return Response(await self.run(session.save, photo, layers), media_type="image/png")
 
 
-def sent(event):
+def encode_event(event):
     """An event as the stream has it."""
     return f"data: {json.dumps(event)}\n\n"
 
 
-def picture_of(function, photo, *args):
+def picture_response(function, photo, *args):
     """The response that shows the Pillow image that a function makes of a photo, in the photo's colours."""
     picture = function(photo, *args)
     if picture.mode == "RGBA":
-        return Response(preview.encoded(picture, "PNG", photo, compress_level=1), media_type="image/png")
-    return Response(preview.encoded(picture, "JPEG", photo, quality=95, subsampling=0), media_type="image/jpeg")
+        return Response(preview.encode(picture, "PNG", photo, compress_level=1), media_type="image/png")
+    return Response(preview.encode(picture, "JPEG", photo, quality=95, subsampling=0), media_type="image/jpeg")
 
 
-def file(name):
-    """What answers one of the page's own files."""
-    data, kind = (HOME / name).read_bytes(), TYPES[Path(name).suffix]
-
-    async def send(request):
-        return Response(data, media_type=kind)
-
-    return send
-
-
-async def told(request, error):
-    """An error as the page reads it."""
-    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+async def report_error(request, error):
+    """An error as the page reads it; a UserError has no status of its own."""
+    status, headers = getattr(error, "status_code", 422), getattr(error, "headers", None)
+    return JSONResponse({"error": getattr(error, "detail", str(error))}, status, headers)
 
 
 def make_app(site, hosts=None, token=None, cookie="paint"):
-    """The ASGI app of a `Site`; for the others see `security.guarded`."""
-    routes = [Route("/", file("index.html")), Route("/events", site.events)]
-    routes += [Route(f"/{path.name}", file(path.name)) for path in sorted(HOME.iterdir()) if path.suffix in TYPES]
+    """The ASGI app of a `Site`; for the others see `security.restrict_access`."""
+    routes = [Route("/events", site.events)]
     for name, handler, method in (
-        ("photo", site.upload, "PUT"), ("photo", site.shown, "GET"), ("transparent", site.transparent, "GET"),
+        ("photo", site.upload, "PUT"), ("photo", site.photo, "GET"), ("transparent", site.transparent, "GET"),
         ("fills", site.fill, "POST"), ("stop", site.stop, "POST"), ("patch", site.patch, "GET"),
         ("mended", site.save, "GET"),
     ):  # fmt: skip
         routes.append(Route(f"/pages/{{page}}/{name}", handler, methods=[method]))
-    app = Starlette(routes=routes, lifespan=site.running, exception_handlers={HTTPException: told})
-    return security.guarded(app, hosts, token, cookie)
+    routes.append(Mount("/", StaticFiles(directory=STATIC, html=True)))
+    handlers = dict.fromkeys((HTTPException, cli.UserError), report_error)
+    app = Starlette(routes=routes, lifespan=site.running, exception_handlers=handlers)
+    return security.restrict_access(app, hosts, token, cookie)

@@ -5,6 +5,7 @@ import base64
 import concurrent.futures
 import contextlib
 import ctypes
+import dataclasses
 import secrets
 import sys
 import threading
@@ -13,15 +14,16 @@ import traceback
 
 import cli
 
+from photos import detection
 from web import preview, session
 
-FILLS = 8  # of a photo that are kept, the latest
+EDITS = 8  # of a photo that are kept, the latest
 FRAMES = 0.1  # seconds between two pictures of a search, at least
 PATIENCE = 3  # seconds that the model waits for a page to open first
 
 
-def give_memory_back():
-    """Return to the system what is free, of which glibc would keep a photo's worth, and then another one's."""
+def free_memory():
+    """Return free memory to the system: glibc would keep as much as a photo took, once for each thread."""
     with contextlib.suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).mallopt(-8, 2)  # M_ARENA_MAX: threads share what is kept
         ctypes.CDLL(None).mallopt(-3, 2**22)  # M_MMAP_THRESHOLD: what is larger is not kept
@@ -29,18 +31,18 @@ def give_memory_back():
 
 
 class Page:
-    """One open page: the events on their way to it, its photo, and what was filled in that."""
+    """An open page: the events on their way to it, its photo, and the edits of that."""
 
     def __init__(self, searches):
         self.searches = searches  # `Searches`
         self.id, self.events, self.streams = secrets.token_urlsafe(16), asyncio.Queue(), 0
-        self.photo, self.fills, self.job, self.used, self.count = None, {}, None, 0.0, 0
+        self.photo, self.faces, self.edits, self.job, self.used, self.jobs = None, [], {}, None, 0.0, 0
 
-    def take(self, photo):
-        """Let a photo, or None, take the place of the one before."""
+    def open(self, photo=None, faces=()):
+        """Replace the photo by another one, or by none."""
         self.stop()
-        self.photo, self.fills, self.used = photo, {}, time.monotonic()
-        give_memory_back()
+        self.photo, self.faces, self.edits, self.used = photo, faces, {}, time.monotonic()
+        free_memory()
 
     def stop(self):
         """Stop its search, if there is one."""
@@ -48,48 +50,52 @@ class Page:
             self.searches.stop(self.job)
 
     def renew_events(self):
-        """Let what is still to be told go to a new stream, and end the one before."""
-        before, self.events = self.events, asyncio.Queue()
-        while not before.empty():
-            self.events.put_nowait(before.get_nowait())
-        before.put_nowait(None)
+        """End the stream of events; those that were not sent go to the next one."""
+        old, self.events = self.events, asyncio.Queue()
+        while not old.empty():
+            self.events.put_nowait(old.get_nowait())
+        old.put_nowait(None)
 
 
 class Job:
-    """A search that a page has asked for; it is the page's own until it is done."""
+    """A search that a page has asked for; the page has no other until it is done."""
 
-    def __init__(self, page):
-        page.count += 1
-        self.page, self.number, self.stop = page, page.count, threading.Event()
-        self.photo, self.fill, self.marked, self.near = page.photo, None, (), None
+    def __init__(self, page, marked=()):
+        page.jobs += 1
+        self.page, self.number, self.stop = page, page.jobs, threading.Event()
+        self.photo, self.faces, self.marked, self.edit, self.near = page.photo, page.faces, marked, None, None
+
+    def report(self, **event):
+        """Send its page an event."""
+        self.page.events.put_nowait(dict(fill=self.number, **event))
 
 
 class Searches:
-    """What finds and completes faces, and the searches that wait for it."""
+    """What detects and completes faces, and the searches that wait for it."""
 
     def __init__(self, directory):
         """directory: of the model, which is loaded when the first page opens, or after a while."""
-        give_memory_back()
+        free_memory()
         self.directory, self.queue, self.waiting = directory, asyncio.Queue(), []
         self.thread = concurrent.futures.ThreadPoolExecutor(1)
-        self.wanted, self.ready = asyncio.Event(), asyncio.Event()  # a page is open; faces can be found
-        self.seer = self.model = self.failure = None
+        self.wanted, self.ready = asyncio.Event(), asyncio.Event()  # a page is open; faces can be detected
+        self.detector = self.completer = self.failure = None
 
     def add(self, job):
-        """Queue a `Job`; the first of those that wait is searched."""
+        """Queue a `Job`."""
         self.waiting.append(job)
         self.queue.put_nowait(job)
-        self.tell_places()
+        self.report_places()
 
     async def load(self, pages):
-        """Load what finds faces, then the model, in the thread that searches, and tell the pages, a dict."""
+        """Load what detects faces, then the model, in the thread that searches; report it to the pages, a dict."""
         with contextlib.suppress(asyncio.TimeoutError):  # the page comes first
             await asyncio.wait_for(self.wanted.wait(), PATIENCE)
         loop = asyncio.get_running_loop()
         try:
-            self.seer = await loop.run_in_executor(self.thread, session.Seer.load)
+            self.detector = await loop.run_in_executor(self.thread, detection.FaceDetector.load)
             self.ready.set()
-            self.model = await loop.run_in_executor(self.thread, session.Model.load, self.directory)
+            self.completer = await loop.run_in_executor(self.thread, session.load_completer, self.directory)
         except Exception as error:
             self.failure = str(error) if isinstance(error, cli.UserError) else cli.reason(error)
             print(f"paint.py: error: {self.failure}", file=sys.stderr)
@@ -98,21 +104,18 @@ class Searches:
             page.events.put_nowait(self.state())
 
     def state(self):
-        """What a page is told first, and once the model is loaded."""
-        detail = self.model is None or self.model.covariance is not None
-        return dict(ready=self.model is not None, failure=self.failure, detail=detail, bytes=session.BYTES)
+        """What a page needs to know first, and once the model is loaded."""
+        detail = self.completer is None or self.completer.prior is not None
+        return dict(ready=self.completer is not None, failure=self.failure, detail=detail, bytes=session.MAX_BYTES)
 
     async def run(self):
         """Do one job after the other, for ever."""
+        loop = asyncio.get_running_loop()
         while True:
-            await self.do(await self.queue.get())
-
-    async def do(self, job):
-        """Search, unless the job was stopped before its turn."""
-        if job in self.waiting:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self.thread, self.search, job, loop)
-            self.finish(job)
+            job = await self.queue.get()
+            if job in self.waiting:  # it was not stopped before its turn
+                await loop.run_in_executor(self.thread, self.search, job, loop)
+                self.finish(job)
 
     def stop(self, job):
         """Stop a job; one that waits is done at once."""
@@ -124,53 +127,52 @@ class Searches:
         """A job is done: its page may ask for the next."""
         self.waiting.remove(job)
         job.page.job, job.page.used = None, time.monotonic()
-        give_memory_back()
-        job.page.events.put_nowait(dict(fill=job.number, done=True))
-        self.tell_places()
+        free_memory()
+        job.report(done=True)
+        self.report_places()
 
-    def tell_places(self):
-        """Tell all that wait how many are before them."""
-        for before, job in enumerate(self.waiting):
-            if before:
-                job.page.events.put_nowait(dict(fill=job.number, before=before))
+    def report_places(self):
+        """Report to all that wait how many are before them."""
+        for before, job in enumerate(self.waiting[1:], 1):
+            job.report(before=before)
 
     def search(self, job, loop):
-        """Search one job's answers, and tell its page of all that comes; runs in the thread that searches."""
+        """Search one job's answers, and report all that comes to its page; runs in the thread that searches."""
 
-        def tell(**event):
-            loop.call_soon_threadsafe(lambda: job.page.events.put_nowait(dict(fill=job.number, **event)))
+        def report(**event):
+            loop.call_soon_threadsafe(lambda: job.report(**event))
 
-        def frame(generated):
-            picture = preview.encoded(show(fill, generated, self.model), "WEBP", job.photo, quality=90, method=0)
-            tell(frame=base64.b64encode(picture).decode(), box=box)
+        def report_frame(generated):
+            picture = preview.encode(show(edit, generated, self.completer), "WEBP", job.photo, quality=90, method=0)
+            report(frame=base64.b64encode(picture).decode(), box=box)
 
         try:
-            fill, last = job.fill, 0.0
-            box, show = preview.previewer(job.photo, fill)
-            frame(None)
-            fill = session.with_faces(job.photo, fill, self.model, self.seer, job.marked)
-            loop.call_soon_threadsafe(self.keep, job, fill)
-            tell(faces=[preview.corners(matrix, self.model.dcgan.image_size) for matrix in fill.matrices])
-            seed = session.ANSWERS * (job.number - 1)
-            near = job.near if job.near is not None and len(job.near) == len(fill.matrices) else None
-            for number, state in session.find_answers(fill, self.model, job.stop, seed, near):
+            edit, last = job.edit, 0.0
+            box, show = preview.previewer(job.photo, edit)
+            report_frame(None)
+            edit = session.with_faces(job.photo, edit, job.faces, self.completer, self.detector, job.marked)
+            loop.call_soon_threadsafe(self.keep, job, edit)
+            report(faces=[preview.corners(matrix, self.completer.dcgan.image_size) for matrix in edit.matrices])
+            completer = dataclasses.replace(self.completer, seed=session.ANSWERS * (job.number - 1))
+            near = job.near if job.near is not None and len(job.near) == len(edit.matrices) else None
+            for number, state in session.find_answers(edit, completer, job.stop, near):
                 if state is None:
-                    tell(answer=number, place=[side.start for side in fill.part[::-1]])
+                    report(answer=number, place=[side.start for side in edit.part[::-1]])
                     continue
                 losses = {name: float(getattr(state, name).sum()) for name in ("contextual", "perceptual", "total")}
-                tell(iteration=state.iteration, iterations=state.iterations, number=number, **losses)
+                report(iteration=state.iteration, iterations=state.iterations, number=number, **losses)
                 if not number and time.monotonic() - last > FRAMES:
-                    frame(state.generated)
+                    report_frame(state.generated)
                     last = time.monotonic()
         except cli.UserError as error:
-            tell(failed=str(error))
-        except Exception as error:  # the next search may well do
+            report(failed=str(error))
+        except Exception as error:  # the next search may succeed
             traceback.print_exc()
-            tell(failed=f"The search failed: {cli.reason(error)}")
+            report(failed=f"The search failed: {cli.reason(error)}")
 
-    def keep(self, job, fill):
-        """Remember a fill, and forget the oldest of too many."""
+    def keep(self, job, edit):
+        """Keep an edit, and drop the oldest of too many."""
         if job.page.photo is job.photo:
-            job.page.fills[job.number] = fill
-            for number in sorted(job.page.fills)[:-FILLS]:
-                del job.page.fills[number]
+            job.page.edits[job.number] = edit
+            for number in sorted(job.page.edits)[:-EDITS]:
+                del job.page.edits[number]

@@ -1,6 +1,5 @@
-"""What a request to the server of paint.py may say: sizes, numbers and strokes are checked before they are used."""
+"""What is asked of the server of paint.py: sizes, numbers and strokes are checked before they are used."""
 
-import asyncio
 import contextlib
 import json
 
@@ -10,92 +9,83 @@ from starlette.requests import ClientDisconnect
 
 from web import session
 
-SLOW = 300  # seconds that a request may take to come
+BRUSH = 32767  # pixels, the widest line that OpenCV draws
+FACES = 20  # that are marked by hand, at most
+JSON_BYTES, PAINT = 2**21, 10**10  # of what is painted: bytes, and points times the brush's area, at most
 
 
-BRUSH = 32767  # pixels, the widest that OpenCV draws
-
-
-JSON_BYTES, POINTS, PAINT = 2**21, 10**5, 10**10  # of what is painted: bytes, points, points times the brush's area
-
-
-async def body_of(request, limit):
-    """The body of a request; raises HTTPException if it is larger than `limit` bytes, or too slow."""
+async def read_body(request, limit):
+    """The body of a request; raises HTTPException if it is larger than `limit` bytes."""
     large = HTTPException(413, f"This file is too large: {limit >> 20} MB at most.")
-    with contextlib.suppress(ValueError):
-        if int(request.headers.get("content-length", "0")) > limit:
-            raise large
+    if int(request.headers.get("content-length", 0)) > limit:  # the web server has checked that it is a number
+        raise large
     data = bytearray()
-
-    async def read():
+    try:
         async for chunk in request.stream():
             data.extend(chunk)
             if len(data) > limit:
                 raise large
-
-    try:
-        await asyncio.wait_for(read(), SLOW)
     except ClientDisconnect as error:
         raise HTTPException(400, "The upload was broken off.") from error
-    except asyncio.TimeoutError as error:
-        raise HTTPException(408, f"The upload took more than {SLOW} seconds.") from error
     return bytes(data)
 
 
-def number(value, low, high, kind=float):
-    """A number of a request; raises ValueError if it is none between `low` and `high`."""
+@contextlib.contextmanager
+def reported():
+    """Raise HTTPException where what is parsed inside is nothing that the page asks."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise HTTPException(400, f"Not a request of this page: {error}") from error
+
+
+def parse_number(value, low, high, kind=float):
+    """A number from `low` to `high`; raises ValueError if it is none."""
     if isinstance(value, bool) or not isinstance(value, int | kind) or not low <= value <= high:
         raise ValueError(f"{value!r:.40} is not a number from {low} to {high}")
     return kind(value)
 
 
-def points(value, most=POINTS):
-    """A list of x and y of a request, as such; raises ValueError if it is none."""
-    if not isinstance(value, list) or not 0 < len(value) <= most:
+def parse_points(value):
+    """Points (N, 2), N at least 1, from a list of pairs; raises ValueError if it is none."""
+    points = np.asarray(value)
+    if points.dtype.kind not in "if" or points.ndim != 2 or points.shape[1] != 2 or not (abs(points) <= 1e6).all():
         raise ValueError("not a list of points")
-    if any(len(pair) != 2 for pair in value):
-        raise ValueError("a point has an x and a y")
-    return [[number(x, -1e6, 1e6) for x in pair] for pair in value]
+    return points.astype(float)
 
 
-def answer(value):
-    """Which answer of a fill is meant, at which detail, or None; raises ValueError if it cannot be."""
-    if value is None:
-        return None
-    return dict(
-        fill=number(value["fill"], 1, 10**9, int),
-        answer=number(value["answer"], 0, 99, int),
-        detail=number(value["detail"], 0, 1),
-    )
-
-
-def asked(request):
-    """The `answer` in the query of a request."""
-    try:
-        return answer({name: json.loads(text) for name, text in request.query_params.items()})
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise HTTPException(400, f"Not a request of this page: {error}") from error
-
-
-def stroke(value):
-    """A `session.Stroke` of a request; raises ValueError if it is none."""
+def parse_stroke(value):
+    """A `session.Stroke`; raises ValueError if it is none."""
     if value.get("transparent") is True:
         return session.Stroke(transparent=True)
-    return session.Stroke(
-        np.array(points(value["points"])), number(value["size"], 1, BRUSH), value.get("erases") is True
+    size = parse_number(value["size"], 1, BRUSH)
+    return session.Stroke(parse_points(value["points"]), size, value.get("erases") is True)
+
+
+def parse_answer(value):
+    """Which answer of which edit is meant, and at which detail: a dict; raises ValueError if it is none."""
+    return dict(
+        fill=parse_number(value["fill"], 1, 10**9, int),
+        answer=parse_number(value["answer"], 0, session.ANSWERS - 1, int),
+        detail=parse_number(value["detail"], 0, 1),
     )
 
 
-async def wish_of(request):
-    """What is to be filled: a dict of strokes, faces marked by hand, the base, and what the answers are to be near."""
-    try:
-        wish = json.loads(await body_of(request, JSON_BYTES))
-        strokes = [stroke(one) for one in wish["strokes"]]
-        if len(strokes) > POINTS or sum(len(one.points) * one.size**2 for one in strokes) > PAINT:
+def parse_query(request):
+    """`parse_answer` of a request's query; raises HTTPException if it is none."""
+    with reported():
+        return parse_answer({name: json.loads(text) for name, text in request.query_params.items()})
+
+
+async def parse_fill(request):
+    """What is to be filled, a dict: strokes, marked faces, and the answers that are its base and near it, or None."""
+    with reported():
+        body = json.loads(await read_body(request, JSON_BYTES))
+        strokes = [parse_stroke(stroke) for stroke in body["strokes"]]
+        if sum(len(stroke.points) * stroke.size**2 for stroke in strokes) > PAINT:
             raise HTTPException(422, "That is too much paint at once: fill a part of it first.")
-        marked = [points(three, 3) for three in wish.get("marked", [])]
-        if len(marked) > 20 or any(len(three) != 3 for three in marked):
+        marked = [parse_points(points) for points in body.get("marked", [])]
+        if len(marked) > FACES or any(len(points) != 3 for points in marked):
             raise ValueError("a face is marked by three points")
-        return dict(strokes=strokes, marked=marked, base=answer(wish.get("base")), near=answer(wish.get("near")))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise HTTPException(400, f"Not a request of this page: {error}") from error
+        base, near = (None if body.get(name) is None else parse_answer(body[name]) for name in ("base", "near"))
+        return dict(strokes=strokes, marked=marked, base=base, near=near)

@@ -1,4 +1,4 @@
-"""Who may ask the server of paint.py: the page it has served itself, and nobody else."""
+"""Who may ask the server of paint.py: the page that it has served itself, and nobody else."""
 
 import hmac
 
@@ -17,11 +17,11 @@ HEADERS = {
 }
 
 
-def guarded(app, hosts, token, cookie):
-    """An ASGI app that lets nobody in but its own page.
+def restrict_access(app, hosts, token, cookie):
+    """An ASGI app that answers its own page alone.
 
-    hosts: what the Host header may be, so that no name that leads here by DNS rebinding does, or None for all; token:
-    without which, in the link or in the `cookie` that is set then, nothing is answered, or None.
+    hosts: the Host headers that are answered, against DNS rebinding, or None: all. token: what the link, or else the
+    `cookie` that is set then, has to hold, or None.
     """
 
     def refusal(scope):
@@ -30,34 +30,33 @@ def guarded(app, hosts, token, cookie):
         link = scope["path"] == "/" and scope["method"] == "GET"
         if hosts is not None and host not in hosts:
             return Response("this server answers to localhost alone", 421)
-        if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
-            return Response("another site may not ask this", 403)
-        from_link = link and headers.get("sec-fetch-mode") == "navigate"
-        if headers.get("sec-fetch-site", "none") not in ("same-origin", "none") and not from_link:
+        followed = link and headers.get("sec-fetch-mode") == "navigate"
+        same_site = headers.get("sec-fetch-site", "none") in ("same-origin", "none")
+        if origin not in (None, f"http://{host}", f"https://{host}") or not (same_site or followed):
             return Response("another site may not ask this", 403)
         if token is None:
             return None
-        if link and same(query.get("token"), token):
+        if link and safe_equal(query.get("token"), token):
             response = RedirectResponse("/", 303)
             response.set_cookie(cookie, token, httponly=True, samesite="lax")
             return response
-        if not same(cookie_parser(headers.get("cookie", "")).get(cookie), token):
+        if not safe_equal(cookie_parser(headers.get("cookie", "")).get(cookie), token):
             return Response("open the link that paint.py has printed: it holds a token", 403)
         return None
 
-    async def guard(scope, receive, send):
-        async def secured(message):
+    async def restricted(scope, receive, send):
+        async def send_with_headers(message):
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
         if scope["type"] != "http":
             return await app(scope, receive, send)
-        await (refusal(scope) or app)(scope, receive, secured)
+        await (refusal(scope) or app)(scope, receive, send_with_headers)
 
-    return guard
+    return restricted
 
 
-def same(one, other):
-    """Whether two texts, the first of which may be None, are the same; how long it takes tells nothing."""
+def safe_equal(one, other):
+    """Whether two texts, the first of which may be None, are equal, in a time that tells nothing about them."""
     return hmac.compare_digest((one or "").encode(errors="surrogateescape"), other.encode())

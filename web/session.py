@@ -1,16 +1,16 @@
-"""Mend a photo in memory, hole after hole: what the page of paint.py does. Nothing here touches the disk.
+"""A photo edited in memory, hole after hole: what the page of paint.py does. Nothing here touches the disk.
 
-    photo = open_photo(data, seer)
-    hole = begin(photo, strokes)
-    fill = with_faces(photo, hole, model, seer)
-    for number, state in find_answers(fill, model, stop): ...     # four, one after the other
-    png = save(photo, onto(photo, fill, 0, 0.75, model))          # the first of them
+    photo = open_photo(data)
+    edit = with_faces(photo, start_edit(photo, strokes), find_faces(photo, detector), completer, detector)
+    for number, state in find_answers(edit, completer, stop): ...     # four, one after the other
+    png = save(photo, flatten(photo, edit, 0, 0.75, completer))       # the photo with the first of them
 
-The steps are those of `complete.py --photo`, by the same functions. All places are in pixels of the upright photo, from
-its upper left corner.
+The steps are those of `complete.py --photo`, by the same functions. Points are in pixels of the upright photo, from its
+upper left corner; a part of a photo is a pair of slices.
 """
 
 import contextlib
+import dataclasses
 import io
 import itertools
 import threading
@@ -22,105 +22,81 @@ import numpy as np
 from PIL import Image
 
 import utils
-from completion import compositing, masks, prior
-from photos import detection, geometry, occlusion, reading, restoring
+from completion import masks
+from photos import geometry, occlusion, reading, restoring
 
 FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"]
-BYTES, PIXELS, SIDE, SLIM = 64 * 2**20, 50 * 10**6, 32, 20  # of a photo: at most, at least, and length by width
-LOOK = 1600  # pixels of the longer side at which faces are looked for
-CROP = 64  # pixels of the crops that are outlined, which have the same outline in all sizes
-SURE = 0.15  # the detector's score from which a face is outlined: two false ones in 24 photos had less, no true one
+# of a photo: bytes and pixels at most, pixels of a side at least, the longer side by the shorter at most
+MAX_BYTES, MAX_PIXELS, MIN_SIDE, MAX_ASPECT = 64 * 2**20, 50 * 10**6, 32, 20
+DETECTION_SIZE = 1600  # pixels of the longer side at which faces are detected
+MIN_SCORE = 0.15  # of a face that is outlined: two false ones in 24 photos had less, no true one
+OUTLINE_SIZE = 64  # pixels of the crops that are outlined; crops of all sizes have the same outline
 ANSWERS = 4
-INNER = "innerEyesAndBottomLip"
-LOOKING = threading.Lock()  # dlib's detector serves one thread at a time
+WHOLE = np.s_[0 : 2**31, 0 : 2**31]  # the part that is all of a photo
+DETECTING = threading.Lock()  # dlib's detector serves one thread at a time
 
 
-Seer = detection.FaceDetector
+def load_completer(directory):
+    """The `Completer` of the model in a directory; imports TensorFlow. Raises UserError if it cannot be used.
+
+    A first search on an empty image compiles all functions, so that the page does not wait for that.
+    """
+    with cli.quiet_tensorflow():
+        import ops
+
+        ops.use_device()
+        from completion.completer import Completer
+    completer = Completer.load(directory)
+    holes = masks.holes("alpha", [masks.make("center", completer.dcgan.image_size)])
+    short = dataclasses.replace(completer, settings={"iterations": 1})
+    for _ in short.complete(np.zeros((1, *completer.dcgan.image_shape), np.float32), holes):
+        pass
+    return completer
 
 
-class Model(NamedTuple):
-    """What completes: a DCGAN, and the encoder and the covariance beside it where there are some."""
+class DetectedFace(NamedTuple):
+    """A face that was detected when a photo was opened."""
 
-    dcgan: object
-    encoder: object
-    covariance: object
-
-    @classmethod
-    def load(cls, directory):
-        """The model in a directory; imports TensorFlow. Raises UserError if it cannot be used."""
-        with cli.quiet_tensorflow():
-            import ops
-
-            ops.use_device()
-            from completion.encoder import Encoder
-            from model import DCGAN
-
-            dcgan = DCGAN.load(directory)
-        encoder, _ = Encoder.load(directory, dcgan)
-        model = cls(dcgan, encoder, prior.load(directory, dcgan.image_shape))
-        model.warm_up()
-        return model
-
-    def warm_up(self):
-        """Compile the search on an empty picture, so that the first fill does not wait for it."""
-        holes = masks.holes("alpha", [masks.make("center", self.dcgan.image_size)])
-        images = np.zeros((1, *self.dcgan.image_shape), np.float32)
-        fill = Fill(None, (), np.zeros((0, 0)), [], images, holes, [])
-        for _ in find_answers(fill, self, threading.Event(), iterations=1):
-            pass
-
-
-class Seen(NamedTuple):
-    """A face that was seen when a photo was opened."""
-
-    box: object  # dlib.rectangle, pixels of the photo as it was looked at
+    box: object  # dlib.rectangle, pixels of the photo at the size of detection
     landmarks: np.ndarray  # (68, 2), pixels of the photo itself, as OpenCV counts
 
 
-class Photo(NamedTuple):
-    """A photo as it was opened."""
-
-    pixels: np.ndarray  # uint8 (H, W, 1 or 3), upright
-    alpha: np.ndarray | None  # uint8 (H, W), where a part is transparent
-    kept: dict  # what a PNG file keeps of it, for Pillow
-    seen: list  # of `Seen`
-
-
-def open_photo(data, seer):
-    """The `Photo` in the bytes of an image file; raises UserError for what is none, or too large."""
+def open_photo(data):
+    """The `reading.Photo` in the bytes of an image file; raises UserError if it is no image, or too large or slim."""
     try:
-        image = utils.decode(io.BytesIO(data), FORMATS, PIXELS)
-        if min(image.size) < SIDE or max(image.size) > SLIM * min(image.size):
+        image = utils.decode(io.BytesIO(data), FORMATS, MAX_PIXELS)
+        if min(image.size) < MIN_SIDE or max(image.size) > MAX_ASPECT * min(image.size):
             raise ValueError(f"{image.width}x{image.height} pixels are too small, or too slim")
-        pixels = reading.to_pixels(image, image.mode in reading.GREY)
-        alpha = np.asarray(image.convert("RGBA"))[..., 3] if image.has_transparency_data else None
-        kept, _ = reading.png_metadata(io.BytesIO(data), image)
+        return reading.to_photo(image, io.BytesIO(data))
     except Exception as error:  # Pillow raises anything on a damaged file
         why = "it is no image, or damaged" if isinstance(error, OSError | SyntaxError) else error
         raise cli.UserError(f"cannot be opened ({why}); choose a PNG, JPEG or WebP file") from error
-    alpha = None if alpha is None or alpha.min() == 255 else alpha
-    small, scale = looked_at(pixels if alpha is None else np.where(alpha[..., None] < 255, np.uint8(128), pixels))
-    with LOOKING:
-        boxes, _, _ = seer.frontal.run(small, 1, SURE)
-        seen = [Seen(box, to_photo(seer.find_landmarks(small, box), scale)) for box in boxes]
-    return Photo(pixels, alpha, kept, seen)
 
 
-def looked_at(pixels):
-    """A photo, uint8 (H, W, 1 or 3), as faces are looked for in it, RGB (h, w, 3), and its scale, at most 1."""
+def find_faces(photo, detector):
+    """The `DetectedFace`s in a photo, whose transparent parts are grey for that."""
+    pixels = photo.pixels if photo.alpha is None else np.where(photo.hidden[..., None], np.uint8(128), photo.pixels)
+    small, scale = shrink(pixels)
+    with DETECTING:
+        boxes, _, _ = detector.frontal.run(small, 1, MIN_SCORE)
+        return [DetectedFace(box, enlarge(detector.find_landmarks(small, box), scale)) for box in boxes]
+
+
+def shrink(pixels):
+    """A photo, uint8 (H, W, 1 or 3), at the size of detection, RGB (h, w, 3), and its scale, at most 1."""
     import cv2
 
     height, width = pixels.shape[:2]
-    scale = min(1, LOOK / max(height, width))
+    scale = min(1, DETECTION_SIZE / max(height, width))
     if scale < 1:
         size = max(1, round(width * scale)), max(1, round(height * scale))
         pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).reshape(*size[::-1], -1)
     return np.array(np.broadcast_to(pixels, (*pixels.shape[:2], 3)), order="C"), scale
 
 
-def to_photo(pixels, scale):
-    """Centres of pixels of a photo as it was looked at, (N, 2), in pixels of the photo itself, as OpenCV counts."""
-    return ((pixels + 0.5) / scale - 0.5).astype(np.float32)
+def enlarge(points, scale):
+    """Points (N, 2) of a shrunk photo, as OpenCV counts, in pixels of the photo itself: undoes `shrink`."""
+    return ((points + 0.5) / scale - 0.5).astype(np.float32)
 
 
 class Stroke(NamedTuple):
@@ -133,13 +109,13 @@ class Stroke(NamedTuple):
 
 
 def painted(strokes, photo):
-    """What strokes, one after the other, make of the hole: boolean (H, W)."""
+    """The hole that strokes make, one after the other: boolean (H, W)."""
     import cv2
 
     hole = np.zeros(photo.pixels.shape[:2], np.uint8)
     for stroke in strokes:
         if stroke.transparent:
-            hole[(np.uint8(255) if photo.alpha is None else photo.alpha) < 255] = 1
+            hole[photo.hidden] = 1
             continue
         fixed = np.round((np.clip(stroke.points, -1e6, 1e6) - 0.5) * 8).astype(np.int32)  # eighths of a pixel
         cv2.circle(hole, fixed[0].tolist(), round(stroke.size * 4), int(not stroke.erases), cv2.FILLED, shift=3)
@@ -148,193 +124,194 @@ def painted(strokes, photo):
     return hole > 0
 
 
-class Base(NamedTuple):
-    """What was filled of a photo before."""
+class Layer(NamedTuple):
+    """A part of a photo as an edit has filled it."""
 
-    part: tuple  # slices of the photo
-    pixels: np.ndarray  # uint8 (h, w, C), of that part
-    filled: np.ndarray  # boolean (h, w): where they are not the photo's own
+    part: tuple  # slices
+    pixels: np.ndarray  # uint8 (h, w, C)
+    filled: np.ndarray  # boolean (h, w): the hole
 
 
-class Fill(NamedTuple):
+class Edit(NamedTuple):
     """A hole in a photo, what is known of the faces around it, and the answers as far as they are found."""
 
-    base: Base | None
-    part: tuple  # slices of the photo: the smallest rectangle that holds the hole
-    hidden: np.ndarray  # boolean (h, w), of that part: the hole
-    matrices: list  # (2, 3) for each face, from the photo's pixels to the crop's
-    images: np.ndarray  # (N, size, size, C) in [-1, 1]
-    holes: masks.Holes | None  # of these
-    answers: list  # of pairs z (N, z_dim) and G(z)
+    layers: list  # of `Layer`: what was filled before, the latest at the end
+    part: tuple  # of the photo: the smallest that holds the hole
+    surroundings: tuple  # of the photo: all that is hidden, and what `restoring.into_photo` reads around it
+    hole: np.ndarray  # boolean (h, w), of `part`
+    answers: list  # of pairs z (N, z_dim) and G(z), or None where no face is
+    matrices: list = []  # (2, 3) for each face, from the photo's pixels to the crop's
+    images: np.ndarray = np.zeros(0)  # (N, size, size, C) in [-1, 1]
+    holes: masks.Holes | None = None  # of these
 
 
-def current(photo, base):
-    """The photo with what was filled before: uint8 (H, W, C), and what of it is transparent, boolean (H, W)."""
-    pixels = photo.pixels.copy()
-    transparent = np.zeros(pixels.shape[:2], bool) if photo.alpha is None else photo.alpha < 255
-    if base:
-        pixels[base.part] = base.pixels
-        transparent[base.part] &= ~base.filled
+def overlap(one, other):
+    """What two parts of a photo share: slices of the one, and of the other."""
+    starts = [max(a.start, b.start) for a, b in zip(one, other, strict=True)]
+    stops = [max(start, min(a.stop, b.stop)) for start, a, b in zip(starts, one, other, strict=True)]
+    spans = list(zip(starts, stops, strict=True))
+    return [
+        tuple(slice(start - side.start, stop - side.start) for (start, stop), side in zip(spans, part, strict=True))
+        for part in (one, other)
+    ]
+
+
+def composite(photo, layers, part):
+    """A part of the photo under layers: uint8 (h, w, C), and where that is transparent, boolean (h, w)."""
+    pixels, transparent = photo.pixels[part].copy(), photo.hidden[part]
+    for layer in layers:
+        here, there = overlap(part, layer.part)
+        pixels[here] = layer.pixels[there]
+        transparent[here] &= ~layer.filled[there]
     return pixels, transparent
 
 
-def known_of(photo, fill):
-    """What a fill starts from: the pixels, uint8 (H, W, C), and what must not be looked at, boolean (H, W)."""
-    pixels, hidden = current(photo, fill.base)
-    hidden[fill.part] |= fill.hidden
+def before(photo, edit, part):
+    """A part of the photo before an edit: uint8 (h, w, C), and what is hidden, the hole included, boolean (h, w)."""
+    pixels, hidden = composite(photo, edit.layers, part)
+    here, there = overlap(part, edit.part)
+    hidden[here] |= edit.hole[there]
     return pixels, hidden
 
 
-def begin(photo, strokes, base=None):
-    """The `Fill` of what is painted, as yet without faces; raises UserError if nothing is painted, or everything."""
+def start_edit(photo, strokes, layers=()):
+    """The `Edit` of what is painted, as yet without faces; raises UserError if nothing is painted, or everything."""
     hole = painted(strokes, photo)
     if not hole.any():
         raise cli.UserError("Nothing is painted yet: paint over what is to go.")
-    part = restoring.surrounding(hole, 0)
-    fill = Fill(base, part, hole[part], [], np.zeros(0), None, [])
-    if known_of(photo, fill)[1].all():
+    hidden = hole | composite(photo, layers, WHOLE)[1]
+    if hidden.all():
         raise cli.UserError("All of the photo is painted over: leave something of it.")
-    return fill
+    part = restoring.surrounding(hole, 0)
+    return Edit(list(layers), part, restoring.surrounding(hidden, restoring.MARGIN), hole[part].copy(), [])
 
 
-def with_faces(photo, fill, model, seer, marked=()):
-    """The `Fill` with the faces that its hole touches.
+def with_faces(photo, edit, faces, completer, detector, marked=()):
+    """The `Edit` with the faces that its hole touches.
 
-    marked: the three landmarks (3, 2) of each face that was marked by hand; it takes the place of one seen there.
-    Raises UserError if they are not those of a face.
+    faces: the `DetectedFace`s of the photo. marked: the three landmarks (3, 2) of each face that was marked by hand,
+    which replaces one detected there. Raises UserError if they are not those of a face.
     """
-    size, channels = model.dcgan.image_size, model.dcgan.c_dim
-    pixels, hidden = known_of(photo, fill)
-    layers = np.dstack([np.broadcast_to(pixels, (*hidden.shape, 3)), np.where(hidden, 0, 255).astype(np.uint8)])
-    matrices, images, known = [], [], []
-    for landmarks in landmarks_of(photo, pixels, hidden, seer, marked):
+    size, channels, found = completer.dcgan.image_size, completer.dcgan.c_dim, []
+    pixels, hidden = before(photo, edit, WHOLE)
+    rgba = reading.with_alpha(pixels, np.where(hidden, 0, 255))
+    for landmarks in find_landmarks(pixels, hidden, faces, detector, marked):
         matrix = geometry.affine(landmarks, size)
-        crop = Image.fromarray(geometry.warp(layers, matrix, size))
+        crop = Image.fromarray(geometry.warp(rgba, matrix, size))
         mask = masks.transparent(crop, size)
         if not mask.all():
-            matrices.append(matrix)
-            images.append(utils.as_pixels(crop, size, channels))
-            known.append(mask)
-    holes = masks.holes("alpha", known) if known else None
-    return fill._replace(matrices=matrices, images=utils.to_float(images), holes=holes)
+            found.append((matrix, utils.as_pixels(crop, size, channels), mask))
+    if not found:
+        return edit
+    matrices, images, known = map(list, zip(*found, strict=True))
+    return edit._replace(matrices=matrices, images=utils.to_float(images), holes=masks.holes("alpha", known))
 
 
-def landmarks_of(photo, pixels, hidden, seer, marked):
-    """The landmarks (68, 2) of the faces that may have a hole: marked by hand, seen at first, else under the hole."""
+def find_landmarks(pixels, hidden, faces, detector, marked):
+    """The landmarks (68, 2) of faces that may have a hole: marked by hand, detected before, else under the hole."""
     import cv2
 
     try:
-        by_hand = [geometry.landmarks_by_hand(np.subtract(points, 0.5), INNER, hidden.shape) for points in marked]
+        by_hand = [
+            geometry.landmarks_by_hand(np.subtract(points, 0.5), "innerEyesAndBottomLip", hidden.shape)
+            for points in marked
+        ]
     except cli.UserError as error:
         raise cli.UserError(
             "The three points do not make a face: mark the eye on the left, the one on the right, then the lower lip."
         ) from error
-    small, scale = looked_at(pixels)
+    small, scale = shrink(pixels)
     hole = cv2.resize(hidden.astype(np.float32), small.shape[1::-1], interpolation=cv2.INTER_AREA) > 0
-    places = to_photo(np.argwhere(hole)[:, ::-1], scale)
-    others = [seen for seen in photo.seen if not any(holds(each, seen.landmarks[33:34]) for each in by_hand)]
-    touched = [seen for seen in others if holds(seen.landmarks, places)]
-    by_hand = [each for each in by_hand if holds(each, places)]
-    with LOOKING:
+    points = enlarge(np.argwhere(hole)[:, ::-1], scale)
+    others = [face for face in faces if not any(crop_holds(each, face.landmarks[33:34]) for each in by_hand)]
+    touched = [face for face in others if crop_holds(face.landmarks, points)]
+    by_hand = [each for each in by_hand if crop_holds(each, points)]
+    with DETECTING:
         if touched or by_hand:
-            return by_hand + [read_again(small, hole, seen, scale, seer) for seen in touched]
-        found = occlusion.find_faces_under(small, hole, seer)
-        found = [sightings for sightings in found if occlusion.in_box(hole, sightings[0].box).any()]
-        read = [occlusion.landmarks_under(hole, sightings, seer) for sightings in found]
-        return [to_photo(landmarks, scale) for landmarks in read]
+            return by_hand + [landmarks_beside(small, hole, face, scale, detector) for face in touched]
+        found = occlusion.find_faces_under(small, hole, detector)
+        found = [detections for detections in found if occlusion.in_box(hole, detections[0].box).any()]
+        return [enlarge(occlusion.landmarks_under(hole, detections, detector), scale) for detections in found]
 
 
-def holds(landmarks, points):
-    """Whether one of some points (N, 2), as OpenCV counts, lies in what is cut out for a face's landmarks (68, 2)."""
-    matrix = geometry.affine(landmarks, CROP)
-    places = points @ matrix[:, :2].T + matrix[:, 2]
-    return bool(((places > -0.5) & (places < CROP - 0.5)).all(1).any())
+def crop_holds(landmarks, points):
+    """Whether the crop of a face with these landmarks (68, 2) holds one of some points (N, 2), as OpenCV counts."""
+    matrix = geometry.affine(landmarks, OUTLINE_SIZE)
+    points = points @ matrix[:, :2].T + matrix[:, 2]
+    return bool(((points > -0.5) & (points < OUTLINE_SIZE - 0.5)).all(1).any())
 
 
-def read_again(small, hole, seen, scale, seer):
-    """The landmarks of a face without what the hole shows; if that is most of it, as they were seen at first."""
-    if (~occlusion.in_box(hole, seen.box)).mean() <= occlusion.MIN_VISIBLE:
-        return seen.landmarks
+def landmarks_beside(small, hole, face, scale, detector):
+    """A detected face's landmarks without what the hole hides; those of before if too little of it is visible."""
+    if (~occlusion.in_box(hole, face.box)).mean() <= occlusion.MIN_VISIBLE:
+        return face.landmarks
     copies = itertools.islice(occlusion.fillings(small, hole), 2)  # inpainted and grey; a mirrored face is not needed
-    sightings = [occlusion.Detection(how, copy, seen.box) for how, copy in copies]
-    return to_photo(occlusion.landmarks_under(hole, sightings, seer), scale)
+    detections = [occlusion.Detection(filling, copy, face.box) for filling, copy in copies]
+    return enlarge(occlusion.landmarks_under(hole, detections, detector), scale)
 
 
 class Stopped(Exception):
-    """A search was told to stop."""
+    """A search was stopped."""
 
 
-def find_answers(fill, model, stop, seed=0, near=None, **settings):
-    """Search `ANSWERS` answers for the faces of a fill, which are added to `fill.answers`; yields all on the way.
+def find_answers(edit, completer, stop, near=None):
+    """Search `ANSWERS` answers for the faces of an edit, which are added to `edit.answers`; yields all on the way.
 
-    Yields pairs of an answer's number and `search.Completion`, None once it is there. Once the event `stop` is set, the
-    best that was found of the answer at hand is the last one. near: z (N, z_dim) near which all answers are to lie;
-    else the first is the one that `complete.py` finds. seed, settings: see `search.complete`.
+    Yields pairs of an answer's number and `search.Completion`, None once it is found. Once the event `stop` is set, the
+    best so far of the answer at hand is the last one. near: z (N, z_dim) near which all answers lie; else the first is
+    the one that `complete.py` finds.
     """
-    from completion import search
 
     def progress(done, total):
         if stop.is_set():
             raise Stopped
 
-    if not len(fill.images):  # all of it is inpainted
-        fill.answers.append((None, None))
+    if not edit.matrices:  # all of it is inpainted
+        edit.answers.append((None, None))
         yield 0, None
         return
-    start = near
-    if near is None and model.encoder:
-        start = model.encoder.guess(*fill.holes.masked(fill.images))
-    settings |= dict(progress=progress, interval=5 if start is None else 1)
+    interval = 5 if near is None and completer.encoder is None else 1  # iterations between two states
+    completer = dataclasses.replace(completer, settings={"interval": interval} | completer.settings)
     for number in range(ANSWERS):
-        first, state = start, None
-        if start is not None and (number or near is not None):
-            first = search.near(start, seed + number, range(len(start)))
-        states = search.complete(
-            model.dcgan, fill.images, fill.holes.masks, start=first, seed=seed + number, **settings
-        )
+        state = None
         with contextlib.suppress(Stopped):
-            for state in states:
+            for state in completer.complete(edit.images, edit.holes, number, progress, near=near):
                 yield number, state
         if state:
-            fill.answers.append((state.z, state.generated))
+            edit.answers.append((state.z, state.generated))
             yield number, None
         if stop.is_set():
             return
 
 
-def crops(photo, fill, generated, detail, model):
-    """The completed crops of a fill's faces, in the photo's colours: uint8 (size, size, C) each."""
-    joined = compositing.blend(fill.images, generated, fill.holes.masks, model.covariance, detail)
+def blended_crops(photo, edit, generated, completer, detail=None):
+    """The completed crops of an edit's faces, in the photo's colours: uint8 (size, size, C) each."""
+    blended = completer.blend(edit.images, generated, edit.holes, detail)
     grey = photo.pixels.shape[2] == 1
-    return [reading.to_pixels(utils.to_picture(crop), grey) for crop in utils.to_uint8(joined)]
+    return [reading.to_pixels(utils.to_picture(crop), grey) for crop in utils.to_uint8(blended)]
 
 
-def render(photo, fill, answer, detail, model):
+def render(photo, edit, answer, detail, completer):
     """The part of the photo that holds the hole, uint8 (h, w, C), filled with one of the answers at some detail."""
-    pixels, hidden = known_of(photo, fill)
-    found = crops(photo, fill, fill.answers[answer][1], detail, model) if fill.matrices else []
-    filled, _ = restoring.into_photo(pixels, hidden, found, fill.matrices, answer)
-    return np.where(fill.hidden[..., None], filled[fill.part], pixels[fill.part])
+    pixels, hidden = before(photo, edit, edit.surroundings)
+    crops = blended_crops(photo, edit, edit.answers[answer][1], completer, detail) if edit.matrices else []
+    to_photo = geometry.resize_matrix(1, [side.start for side in edit.surroundings[::-1]])
+    filled, _ = restoring.into_photo(pixels, hidden, crops, [matrix @ to_photo for matrix in edit.matrices], answer)
+    here, _ = overlap(edit.surroundings, edit.part)
+    return np.where(edit.hole[..., None], filled[here], pixels[here])
 
 
-def onto(photo, fill, answer, detail, model):
-    """The `Base` of a later fill: this one, filled with one of its answers, and all that was before it."""
-    parts = [fill.part, fill.base.part] if fill.base else [fill.part]
-    part = tuple(slice(min(x.start for x in both), max(x.stop for x in both)) for both in zip(*parts, strict=True))
-    pixels, filled = current(photo, fill.base)[0], np.zeros(photo.pixels.shape[:2], bool)
-    pixels[fill.part] = render(photo, fill, answer, detail, model)
-    filled[fill.part] = fill.hidden
-    if fill.base:
-        filled[fill.base.part] |= fill.base.filled
-    return Base(part, pixels[part].copy(), filled[part].copy())
+def flatten(photo, edit, answer, detail, completer):
+    """The layers on which a later edit starts: all that was filled before, and one of this edit's answers."""
+    return [*edit.layers, Layer(edit.part, render(photo, edit, answer, detail, completer), edit.hole)]
 
 
-def save(photo, base):
-    """The photo with what was filled, as a PNG file of its own size that keeps what it can of the photo's: bytes."""
-    pixels, transparent = current(photo, base)
+def save(photo, layers=()):
+    """The photo under layers as a PNG file of its own size that keeps its metadata: bytes."""
+    pixels, transparent = composite(photo, layers, WHOLE)
     picture = utils.to_picture(pixels)
     if transparent.any():
         picture.putalpha(Image.fromarray(np.where(transparent, photo.alpha, np.uint8(255))))
     file = io.BytesIO()
-    picture.save(file, "PNG", **photo.kept)
+    picture.save(file, "PNG", **photo.metadata)
     return file.getvalue()

@@ -1,6 +1,7 @@
 """The server of the page, asked without a browser: whom it answers, what it takes, and who waits for whom."""
 
 import asyncio
+import contextlib
 import http.client
 import io
 import itertools
@@ -13,13 +14,13 @@ import urllib.parse
 import numpy as np
 import pytest
 import skimage.data
-from browser import PATIENCE, serving
+from browser import PATIENCE
 from PIL import Image
 
 from web import app, queue, requests
 
 PORTRAIT = skimage.data.astronaut()[:300, 80:380]
-WISH = dict(strokes=[dict(points=[[100, 140], [150, 120], [180, 160]], size=12)])
+FILL = dict(strokes=[dict(points=[[100, 140], [150, 120], [180, 160]], size=12)])
 
 
 def png(pixels):
@@ -28,14 +29,8 @@ def png(pixels):
     return file.getvalue()
 
 
-@pytest.fixture(scope="module")
-def url(small_model):
-    with serving("--checkpointDir", small_model) as url:
-        yield url
-
-
 class Browser:
-    """As much of one as is needed: a page that holds its stream of events open, and asks."""
+    """As much of a browser as is needed: a page that holds its stream of events open, and asks."""
 
     def __init__(self, url, headers=None):
         self.host, self.headers, self.said = urllib.parse.urlsplit(url).netloc, headers or {}, []
@@ -80,24 +75,34 @@ class Browser:
         return answer.data if "json" not in answer.headers["Content-Type"] else json.loads(answer.data)
 
     def ready(self):
+        """Wait for the model."""
         if not self.said[0]["ready"]:
             self.hear("ready")
         return self
 
-    def fill(self, **wish):
+    def open(self):
+        """Wait for the model, and open the portrait."""
+        self.ready().ask("PUT", "photo", png(PORTRAIT))
+        return self
+
+    def start(self, **changes):
+        """Ask for a fill; return its number."""
+        return self.ask("POST", "fills", json.dumps(FILL | changes), status=202)["fill"]
+
+    def fill(self, **changes):
         """Fill, and hear what comes; return its number."""
-        number = self.ask("POST", "fills", json.dumps(WISH | wish), status=202)["fill"]
+        number = self.start(**changes)
         self.hear("done")
         return number
 
 
 def ask(host, method, path, body=None, headers=()):
-    connection = http.client.HTTPConnection(host, timeout=60)
-    connection.request(method, path, body, dict(headers))
-    answer = connection.getresponse()
-    answer.data = answer.read()
-    connection.close()
-    return answer
+    """The response to a request, its body, but for that of an endless stream, in `data`."""
+    with contextlib.closing(http.client.HTTPConnection(host, timeout=60)) as connection:
+        connection.request(method, path, body, dict(headers))
+        answer = connection.getresponse()
+        answer.data = b"" if "event-stream" in answer.headers.get("Content-Type", "") else answer.read()
+        return answer
 
 
 def test_a_photo_is_opened_filled_and_saved(url):
@@ -158,36 +163,27 @@ def test_strangers_are_refused(url, headers, status):
             assert ask(host, "GET", f"/pages/{browser.page}/mended", headers=link).status == 403
 
 
-def test_other_machines_need_the_token():
-    with serving("--host", "127.0.0.2") as url:
-        host, query = urllib.parse.urlsplit(url).netloc, urllib.parse.urlsplit(url).query
-        token = query.removeprefix("token=")
-        assert len(token) >= 32
-        for path in (
-            "/",
-            "/paint.js",
-            "/events",
-            f"/?token={token[:-1]}",
-            "/?token=",
-            f"/paint.js?{query}",
-            "/?token=%ff",
-        ):
-            assert ask(host, "GET", path).status == 403
-        first = ask(host, "GET", f"/?{query}")
-        assert (first.status, first.headers["Location"]) == (303, "/")
-        cookie = first.headers["Set-Cookie"]
-        assert "HttpOnly" in cookie and "SameSite=lax" in cookie
-        headers = {"Cookie": cookie.partition(";")[0]}
-        assert ask(host, "GET", "/", headers=headers).status == 200
-        assert ask(host, "GET", "/", headers={"Cookie": headers["Cookie"][:-1]}).status == 403
-        with Browser(url, headers) as browser:
-            browser.ask("PUT", "photo", png(PORTRAIT))
+def test_other_machines_need_the_token(link):
+    host, query = urllib.parse.urlsplit(link).netloc, urllib.parse.urlsplit(link).query
+    token = query.removeprefix("token=")
+    assert len(token) >= 32
+    wrong = f"/?token={token[:-1]}", "/?token=", f"/paint.js?{query}", "/?token=%ff"
+    for path in ("/", "/paint.js", "/events", *wrong):
+        assert ask(host, "GET", path).status == 403
+    first = ask(host, "GET", f"/?{query}")
+    assert (first.status, first.headers["Location"]) == (303, "/")
+    cookie = first.headers["Set-Cookie"]
+    assert "HttpOnly" in cookie and "SameSite=lax" in cookie
+    headers = {"Cookie": cookie.partition(";")[0]}
+    assert ask(host, "GET", "/", headers=headers).status == 200
+    assert ask(host, "GET", "/", headers={"Cookie": headers["Cookie"][:-1]}).status == 403
+    with Browser(link, headers) as browser:
+        browser.ask("PUT", "photo", png(PORTRAIT))
 
 
-@pytest.mark.parametrize("data", [b"", b"a text", png(PORTRAIT)[:2000], png(np.zeros((9000, 9000), bool))], ids=len)
-def test_what_is_no_photo_is_told_in_a_line(url, data):
+def test_what_is_no_photo_is_reported_in_a_line(url):
     with Browser(url) as browser:
-        assert "cannot be opened" in browser.ask("PUT", "photo", data, status=422)["error"]
+        assert "cannot be opened" in browser.ask("PUT", "photo", png(PORTRAIT)[:2000], status=422)["error"]
         browser.ask("GET", "photo", status=410)
 
 
@@ -208,7 +204,7 @@ def test_uploads_are_bounded_before_they_are_read(url):
 
 
 @pytest.mark.parametrize(
-    "wish, status",
+    "fill, status",
     [
         ("", 400), ("[]", 400), ("{}", 400), ("[" * 10**5, 400),
         ('{"strokes": [{"points": [[NaN, 1]], "size": 5}]}', 400),
@@ -219,21 +215,19 @@ def test_uploads_are_bounded_before_they_are_read(url):
         (json.dumps(dict(strokes=[dict(points=[[9, 9]] * 10, size=32767)])), 422),
         (json.dumps(dict(strokes=[dict(points=[[9, 9]], size=1e4)])), 422),
         (json.dumps(dict(strokes=[dict(points=[[9, 9], [10, 9]], size=4e4)])), 400),
-        (json.dumps(WISH | dict(base=dict(fill=7, answer=0, detail=1))), 410),
-        (json.dumps(WISH | dict(near=dict(fill="7", answer=0, detail=1))), 400),
-        (json.dumps(WISH | dict(marked=[[[1, 1], [2, 2]]])), 400), ("x" * (requests.JSON_BYTES + 1), 413),
+        (json.dumps(FILL | dict(base=dict(fill=7, answer=0, detail=1))), 410),
+        (json.dumps(FILL | dict(near=dict(fill="7", answer=0, detail=1))), 400),
+        (json.dumps(FILL | dict(marked=[[[1, 1], [2, 2]]])), 400), ("x" * (requests.JSON_BYTES + 1), 413),
     ],
 )  # fmt: skip
-def test_what_is_painted_is_checked(url, wish, status):
-    with Browser(url) as browser:
-        browser.ready().ask("PUT", "photo", png(PORTRAIT))
-        assert len(browser.ask("POST", "fills", wish, status=status)["error"].splitlines()) == 1
+def test_what_is_painted_is_checked(url, fill, status):
+    with Browser(url).open() as browser:
+        assert len(browser.ask("POST", "fills", fill, status=status)["error"].splitlines()) == 1
 
 
-def test_points_that_are_no_face_are_told(url):
-    with Browser(url) as browser:
-        browser.ready().ask("PUT", "photo", png(PORTRAIT))
-        browser.ask("POST", "fills", json.dumps(WISH | dict(marked=[[[50, 50], [40, 50], [45, 70]]])), status=202)
+def test_points_that_are_no_face_are_reported(url):
+    with Browser(url).open() as browser:
+        browser.start(marked=[[[50, 50], [40, 50], [45, 70]]])
         assert "three points" in browser.hear("failed")["failed"]
         browser.hear("done")
         browser.fill()
@@ -243,17 +237,17 @@ def test_searches_wait_for_each_other_and_end_with_their_page(url):
     with Browser(url) as third:
         with Browser(url) as first, Browser(url) as second:
             for browser in (first, second, third):
-                browser.ready().ask("PUT", "photo", png(PORTRAIT))
+                browser.open()
             for browser in (first, second, third):
-                browser.ask("POST", "fills", json.dumps(WISH), status=202)
-            assert "search is going on" in first.ask("POST", "fills", json.dumps(WISH), status=409)["error"]
+                browser.start()
+            assert "search is running" in first.ask("POST", "fills", json.dumps(FILL), status=409)["error"]
             assert third.hear("before")["before"] == 2
             first.hear("iteration")
             first.ask("POST", "stop")
             first.hear("done")
             assert sum("answer" in event for event in first.said) == 1
             second.hear("iteration")
-        # both pages are closed: the second's search ends without its last answer, and the third's turn comes
+        # both pages are closed: the second's search ends without its last answer, and it is the third's turn
         third.hear("frame")
         second.ask("GET", "mended?fill=1&answer=3&detail=1", status=410)
         third.hear("done")
@@ -264,21 +258,20 @@ def test_searches_wait_for_each_other_and_end_with_their_page(url):
 def test_a_search_that_waits_can_be_stopped(url):
     with Browser(url) as first, Browser(url) as second:
         for browser in (first, second):
-            browser.ready().ask("PUT", "photo", png(PORTRAIT))
-            browser.ask("POST", "fills", json.dumps(WISH), status=202)
+            browser.open()
+            browser.start()
         second.hear("before")
         second.ask("POST", "stop")
         second.hear("done")
         assert not any("frame" in event for event in second.said)
-        first.hear("iteration")  # it goes on
+        first.hear("iteration")  # it still runs
         first.hear("done")
         assert sum("answer" in event for event in first.said) == 4
 
 
 def test_a_new_stream_of_a_page_ends_the_old_one(url):
-    with Browser(url) as browser:
-        browser.ready().ask("PUT", "photo", png(PORTRAIT))
-        number = browser.ask("POST", "fills", json.dumps(WISH), status=202)["fill"]
+    with Browser(url).open() as browser:
+        number = browser.start()
         old = browser.stream
         hello = browser.listen_again()
         assert (hello["page"], hello["photo"], hello["job"]) == (browser.page, True, number)
@@ -295,7 +288,7 @@ def test_an_upload_that_is_broken_off(url):
                 head = f"{'PUT' if name == 'photo' else 'POST'} /pages/{browser.page}/{name} HTTP/1.1"
                 line.sendall(f"{head}\r\nHost: {browser.host}\r\nContent-Length: 99\r\n\r\nabc".encode())
                 time.sleep(0.2)
-        browser.ready().ask("PUT", "photo", png(PORTRAIT))
+        browser.open()
         browser.fill()
 
 
@@ -317,7 +310,7 @@ def test_photos_are_dropped_when_there_are_too_many_or_they_are_old(monkeypatch)
     pages = []
     for number in range(app.PHOTOS + 2):
         page = queue.Page(queue.Searches(None))
-        page.take(f"photo {number}")
+        page.open(f"photo {number}")
         page.used = number
         site.pages[page.id] = page
         pages.append(page)
@@ -340,41 +333,31 @@ def test_photos_are_dropped_when_there_are_too_many_or_they_are_old(monkeypatch)
     assert [page.photo is None for page in pages] == [number < 11 for number in range(len(pages))]
 
 
-def test_only_the_latest_fills_are_kept():
+def test_only_the_latest_edits_are_kept():
     page = queue.Page(queue.Searches(None))
-    page.take("photo")
+    page.open("photo")
     searches = queue.Searches(None)
-    for _ in range(queue.FILLS + 3):
-        searches.keep(queue.Job(page), "fill")
-    assert sorted(page.fills) == list(range(4, queue.FILLS + 4))
+    for _ in range(queue.EDITS + 3):
+        searches.keep(queue.Job(page), "edit")
+    assert sorted(page.edits) == list(range(4, queue.EDITS + 4))
     job = queue.Job(page)
-    page.take("another")
-    searches.keep(job, "fill")
-    assert not page.fills
+    page.open("another")
+    searches.keep(job, "edit")
+    assert not page.edits
 
 
 def test_any_request_is_answered(url):
     """200 requests at random, of which none may be too much, and the page works afterwards."""
     rng, host = random.Random(0), urllib.parse.urlsplit(url).netloc
-    with Browser(url) as browser:
-        browser.ready().ask("PUT", "photo", png(PORTRAIT))
+    with Browser(url).open() as browser:
         number = browser.fill()
         names = ["photo", "transparent", "fills", "stop", "patch", "mended", "", "photo/../..", "%00", "%c3%a9"]
         values = [f"fill={number}", "fill=-1", f"fill={10**20}", "fill=true", "answer=0", "answer=1e3", "detail=0.5"]
         values += ["detail=NaN", "detail=[[", "token=%ff"]
         strange = ["", "x" * 5000, "\x7f", "[]", "{", "*/*", "-1", "1e9", "gzip, br", "bytes=0-", "null", "é"]
-        fields = [
-            "Accept",
-            "Cookie",
-            "Content-Type",
-            "Range",
-            "X-Forwarded-For",
-            "Content-Encoding",
-            "Expect",
-            "Upgrade",
-        ]
-        fields += ["If-None-Match", "Referer", "Sec-Fetch-Mode", "Authorization"]
-        bodies = [b"", b"{}", b"[" * 5000, json.dumps(WISH).encode(), rng.randbytes(3000), png(PORTRAIT)[:5000]]
+        fields = "Accept Cookie Content-Type Range X-Forwarded-For Content-Encoding Expect Upgrade".split()
+        fields += "If-None-Match Referer Sec-Fetch-Mode Authorization".split()
+        bodies = [b"", b"{}", b"[" * 5000, json.dumps(FILL).encode(), rng.randbytes(3000), png(PORTRAIT)[:5000]]
         bodies += [b'{"strokes": [{"transparent": true}]}', b'{"strokes": [{"points": [[1, 2]], "size": 1e999}]}']
         methods = ["GET", "PUT", "POST", "HEAD", "DELETE", "OPTIONS", "PATCH"]
         for _ in range(200):
@@ -383,13 +366,8 @@ def test_any_request_is_answered(url):
             path = rng.choice([*[f"/pages/{page}/{rng.choice(names)}"] * 5, *others])
             path += "?" + "&".join(rng.sample(values, rng.randrange(4)))
             headers = {name: rng.choice(strange).encode("latin-1") for name in rng.sample(fields, rng.randrange(3))}
-            connection = http.client.HTTPConnection(host, timeout=60)
-            connection.request(rng.choice(methods), path, rng.choice(bodies), headers)
-            answer = connection.getresponse()
-            assert answer.status < 500, (path, headers)
-            if "event-stream" not in str(answer.headers.get("Content-Type")):
-                answer.read()
-            connection.close()
+            method, body = rng.choice(methods), rng.choice(bodies)
+            assert ask(host, method, path, body, headers).status < 500, (path, headers)
         browser.ask("POST", "stop")
         browser.ask("PUT", "photo", png(PORTRAIT))
         browser.fill()

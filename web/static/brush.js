@@ -2,8 +2,8 @@
 
 import * as canvas from "/canvas.js";
 
-// `on` holds what is done: photo() returns the one that is open, point() where the cross is; start, extend, finish and
-// cancel are told of a stroke, hover of where the pointer is, or null; changed follows all of them.
+// `on` holds the callbacks: photo() returns the one that is open, point() where the cross is; start, extend, finish and
+// cancel are those of a stroke, hover gets the pointer's place, or null; changed is called after each of them.
 export function follow(overlay, on) {
   const pointers = new Map();
   let pinch = null, space = false;

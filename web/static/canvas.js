@@ -1,4 +1,4 @@
-// What is seen of the photo: two canvases, one above the other. Places are in pixels of the photo, from its upper left
+// The view of the photo: two canvases, one above the other. Points are in pixels of the photo, from its upper left
 // corner.
 
 const INK = "#d81b60";
@@ -59,7 +59,7 @@ export function toPhoto([x, y]) {
   return [(x - view.x) / view.scale, (y - view.y) / view.scale];
 }
 
-function begin(canvas) {
+function clear(canvas) {
   const context = canvas.getContext("2d");
   context.setTransform(1, 0, 0, 1, 0, 0);
   context.clearRect(0, 0, canvas.width, canvas.height);
@@ -67,8 +67,8 @@ function begin(canvas) {
   return context;
 }
 
-// A layer is a hole that was filled: at detail 0 it is `rough`, at detail 1 `fine`, and between them a mixture, as the
-// blending itself is linear in its detail.
+// A layer is a hole that was filled: `rough` is it at detail 0, `fine` at detail 1, and a mixture of them at any other, as
+// blending is linear in the detail.
 function drawLayer(context, layer) {
   for (const [bitmap, alpha] of [[layer.rough, 1], [layer.fine, layer.detail]]) {
     if (bitmap) {
@@ -80,7 +80,7 @@ function drawLayer(context, layer) {
 }
 
 export function drawPhoto(photo, layers) {
-  const context = begin(photoCanvas);
+  const context = clear(photoCanvas);
   if (!photo) return;
   context.imageSmoothingEnabled = view.scale < 3;
   context.imageSmoothingQuality = "high";
@@ -89,7 +89,7 @@ export function drawPhoto(photo, layers) {
 }
 
 function drawStrokes(photo, strokes) {
-  const context = begin(ink);
+  const context = clear(ink);
   context.lineCap = context.lineJoin = "round";
   context.strokeStyle = INK;
   for (const stroke of strokes) {
@@ -109,7 +109,7 @@ function drawStrokes(photo, strokes) {
 }
 
 // light over dark, so that it shows on every photo
-function twice(context, width, dash, draw) {
+function outline(context, width, dash, draw) {
   for (const [color, wider] of [["#000c", 2], ["#fff", 1]]) {
     context.strokeStyle = color;
     context.lineWidth = wider * width / view.scale;
@@ -121,8 +121,8 @@ function twice(context, width, dash, draw) {
   context.setLineDash([]);
 }
 
-// a frame around the three points of a face that is marked by hand, until the server knows it
-export function roughly([[x1, y1], [x2, y2], [x3, y3]]) {
+// the outline of a face that is marked by hand, from its three points, until the server sends one
+export function roughOutline([[x1, y1], [x2, y2], [x3, y3]]) {
   const across = 4 * Math.hypot(x2 - x1, y2 - y1), x = (x1 + x2 + x3) / 3, y = (y1 + y2 + y3) / 3;
   const down = 1.9 * Math.hypot(x3 - (x1 + x2) / 2, y3 - (y1 + y2) / 2);
   return [[x - across / 2, y - down / 2], [x + across / 2, y - down / 2], [x + across / 2, y + down / 2],
@@ -131,7 +131,7 @@ export function roughly([[x1, y1], [x2, y2], [x3, y3]]) {
 
 // strokes to show; outlines of faces; points that are marked; a cursor: {place, size} or {place, cross: true}
 export function drawOverlay(photo, { strokes, outlines, points, cursor }) {
-  const context = begin(overlay);
+  const context = clear(overlay);
   if (!photo) return;
   const ratio = window.devicePixelRatio || 1;
   drawStrokes(photo, strokes);
@@ -141,14 +141,14 @@ export function drawOverlay(photo, { strokes, outlines, points, cursor }) {
   context.globalAlpha = 1;
   context.setTransform(view.scale, 0, 0, view.scale, view.x, view.y);
   for (const corners of outlines) {
-    twice(context, 1.5 * ratio, [6 * ratio, 6 * ratio], () => {
+    outline(context, 1.5 * ratio, [6 * ratio, 6 * ratio], () => {
       context.moveTo(...corners[3]);
       for (const corner of corners) context.lineTo(...corner);
     });
   }
   const arm = 7 * ratio / view.scale;
   for (const [x, y] of cursor?.cross ? [...points, cursor.place] : points) {
-    twice(context, 1.5 * ratio, [], () => {
+    outline(context, 1.5 * ratio, [], () => {
       context.moveTo(x - arm, y);
       context.lineTo(x + arm, y);
       context.moveTo(x, y - arm);
@@ -156,11 +156,11 @@ export function drawOverlay(photo, { strokes, outlines, points, cursor }) {
     });
   }
   if (cursor && !cursor.cross) {
-    twice(context, 1.5 * ratio, [], () => context.arc(...cursor.place, cursor.size / 2, 0, 2 * Math.PI));
+    outline(context, 1.5 * ratio, [], () => context.arc(...cursor.place, cursor.size / 2, 0, 2 * Math.PI));
   }
 }
 
-// a small picture of what is around a layer
+// a small picture of a layer and what is around it
 export function drawThumbnail(canvas, photo, layers, around) {
   const side = 1.3 * Math.max(around.width, around.height, 32);
   const scale = canvas.width / side;
@@ -174,7 +174,7 @@ export function drawThumbnail(canvas, photo, layers, around) {
   for (const layer of layers) drawLayer(context, layer);
 }
 
-// how both losses go on, each in units of its own largest
+// the curves of both losses, each relative to its own largest value
 export function drawPlot(canvas, losses, length) {
   const ratio = window.devicePixelRatio || 1;
   const [width, height] = [canvas.clientWidth * ratio, canvas.clientHeight * ratio];

@@ -1,7 +1,7 @@
-// The page: what is painted is a list of steps that can be undone, and the server searches what fills it.
+// The page: its history is a list of steps that can be undone; the server searches what fills the paint.
 //
-// A step holds the strokes that are painted and the faces that are marked, three points each; the layers that were
-// filled below, and `base`, which names the last of them to the server; and the result, once the hole is filled.
+// A step holds the strokes and the marked faces, three points each; the layers that were filled before, and `base`, which
+// names the last of them to the server; and the result, once the hole is filled.
 
 import { follow } from "/brush.js";
 import * as canvas from "/canvas.js";
@@ -16,9 +16,9 @@ let model = { ready: false, failure: null, detail: true, bytes: 0 }; // bytes: a
 let photo = null; // width, height, bitmap, faces, transparent, file
 let steps = [EMPTY], at = 0;
 let marking = null, pressed = null; // the points of the next face so far, and the one that is being set
-let job = null; // the search that goes on: its number, frame, losses
+let job = null; // the search that is running: its number, frame, losses
 let stroke = null, cursor = null; // the one that is being painted; where the pointer is, or the cross
-let original = false; // whether it is shown
+let original = false; // whether the original is shown
 
 const step = () => steps[at];
 
@@ -30,8 +30,8 @@ function push(next) {
   show();
 }
 
-// what a new stroke is painted on: the result, where there is one
-function ground() {
+// the step that a new stroke starts from: on top of the result, where there is one
+function onTop() {
   const { layers, result } = step();
   if (!result) return step();
   const chosen = result.answers[result.chosen];
@@ -59,8 +59,8 @@ function draw() {
     const above = job?.frame ? [job.frame] : chosen || [];
     canvas.drawPhoto(photo, original ? [] : [...layers, ...above]);
     const hidden = original || result || job?.frame;
-    const seen = job ? job.outlines || [] : [...(photo?.faces || []), ...step().marked.map(canvas.roughly)];
-    const outlines = original || result ? [] : seen;
+    const known = job ? job.outlines || [] : [...(photo?.faces || []), ...step().marked.map(canvas.roughOutline)];
+    const outlines = original || result ? [] : known;
     canvas.drawOverlay(photo, {
       strokes: [...(hidden ? [] : strokes), ...(stroke ? [stroke] : [])],
       outlines, points: marking || [],
@@ -121,19 +121,19 @@ function choose(i) {
 
 // the server
 
-async function heard(event) {
-  if (event.page && job && (event.anew || (job.fill && event.job !== job.fill))) job = null; // it ended unheard
+async function onEvent(event) {
+  if (event.page && job && (event.isNew || (job.fill && event.job !== job.fill))) job = null; // it ended without our hearing of it
   if (event.lost) say("The server does not answer. Does paint.py still run?");
   if ("ready" in event) {
     model = event;
     say(event.failure || (event.ready ? (photo ? "" : "Ready.") : "The model is loading."));
   }
   if (photo && (event.gone || (event.page && !event.photo))) photo.gone = true;
-  if (event.fill && job && event.fill === (job.fill ??= event.fill)) await searched(event);
+  if (event.fill && job && event.fill === (job.fill ??= event.fill)) await onSearch(event);
   show();
 }
 
-async function searched(event) {
+async function onSearch(event) {
   if (event.before) say(`Other searches come first: ${event.before}.`);
   if (event.failed) say(job.failed = event.failed);
   if (event.frame) {
@@ -151,21 +151,21 @@ async function searched(event) {
     const [contextual, perceptual] = [event.contextual.toFixed(0), event.perceptual.toFixed(2)];
     $("losses").textContent = `contextual loss ${contextual}, perceptual loss ${perceptual} (dashed)`;
   }
-  if ("answer" in event) job.arriving = arrive(job, event, job.arriving);
+  if ("answer" in event) job.fetching = fetchAnswer(job, event, job.fetching);
   if (event.done) {
-    await job.arriving;
+    await job.fetching;
     const { failed, result } = job, found = result?.answers.length;
     job = null;
     if (failed) return;
     if (!found) say("Stopped.");
-    else if (!result.faces) say("No face was seen there, so the hole is inpainted. If there is one, undo and mark it.");
+    else if (!result.faces) say("No face was found there, so the hole is inpainted. If there is one, undo and mark it.");
     else say(`${found} answer${found > 1 ? "s" : ""}: choose one, and save.${photo.faces.length + step().marked.length ? "" :
-      " A face was seen below the paint; if not at its place, undo and mark it."}`);
+      " A face was found under the paint; if it is not in its place, undo and mark it."}`);
   }
 }
 
 // fetch an answer's pictures, one answer after the other
-async function arrive(search, event, before) {
+async function fetchAnswer(search, event, before) {
   await before;
   try {
     const query = `patch?fill=${event.fill}&answer=${event.answer}`;
@@ -187,16 +187,16 @@ async function arrive(search, event, before) {
 
 async function upload(file) {
   const response = await ask("photo", { method: "PUT", body: file });
-  const seen = await response.json();
-  const transparent = seen.transparent && canvas.tinted(await askBitmap("transparent"));
-  return { ...seen, bitmap: await askBitmap("photo"), file, transparent };
+  const answer = await response.json();
+  const transparent = answer.transparent && canvas.tinted(await askBitmap("transparent"));
+  return { ...answer, bitmap: await askBitmap("photo"), file, transparent };
 }
 
 async function open(file) {
   if (!file || job) return;
   if (file.size > model.bytes) return say(`${file.name}: is too large: ${model.bytes >> 20} MB at most.`);
   say(`Opening ${file.name}`);
-  job = {}; // so that nothing else begins
+  job = {}; // so that nothing else starts
   try {
     photo = await upload(file);
   } catch (error) {
@@ -213,19 +213,19 @@ async function open(file) {
   const count = photo.faces.length;
   if (photo.transparent) say("Paint over what is to go, or fill: what is transparent is painted already.");
   else say(count ? `${count} face${count > 1 ? "s" : ""} found. Paint over what is to go.` :
-    "No face found yet. Paint over all that is damaged: a face is looked for again below the paint.");
+    "No face found yet. Paint over all that is damaged: a face is searched for again under the paint.");
   show();
   $("overlay").focus();
 }
 
-// the server has let the photo go, and what was filled in it: give it again
-async function again() {
+// the server has dropped the photo, and what was filled in it: upload it again
+async function reopen() {
   if (!photo.gone) return;
   photo = { ...(await upload(photo.file)), transparent: photo.transparent };
   const { base, result, strokes, marked } = step();
   [steps, at] = [[{ ...EMPTY, strokes, marked }], 0];
   if (base || result) {
-    throw new Error("The photo was not used for long, and what had been filled is lost; what was painted last is there.");
+    throw new Error("The photo was not used for long, and what was filled is lost; what was painted last is still there.");
   }
 }
 
@@ -237,11 +237,11 @@ async function fill() {
   say("Searching");
   show();
   try {
-    await again();
+    await reopen();
     const { strokes, marked, base, result } = step();
     Object.assign(search, { step: step(), detail: result ? result.detail : $("detail").value / 100 });
-    const wish = { strokes, base, marked, near: result && nameOf(result) };
-    const response = await ask("fills", { method: "POST", body: JSON.stringify(wish) });
+    const request = { strokes, base, marked, near: result && nameOf(result) };
+    const response = await ask("fills", { method: "POST", body: JSON.stringify(request) });
     search.fill = (await response.json()).fill; // its first events may have come before
   } catch (error) {
     job = null;
@@ -276,7 +276,7 @@ async function save() {
 function mark(point) {
   marking = [...marking, point];
   if (marking.length < 3) return say(`Mark ${POINTS[marking.length]}.`);
-  const below = ground(), marked = [...below.marked, marking];
+  const below = onTop(), marked = [...below.marked, marking];
   marking = null;
   push({ ...below, marked });
   say("Marked. Paint over what is to go.");
@@ -290,7 +290,7 @@ function startStroke(point) {
 function endStroke() {
   const done = stroke;
   stroke = null;
-  const below = ground();
+  const below = onTop();
   if (done && !(done.erases && !below.strokes.length)) push({ ...below, strokes: [...below.strokes, done] });
   draw();
 }
@@ -337,7 +337,7 @@ function zoomBy(factor) {
   draw();
 }
 
-const hold = (on) => { original = on; draw(); };
+const showOriginal = (on) => { original = on; draw(); };
 
 $("undo").onclick = () => go(-1);
 $("redo").onclick = () => go(1);
@@ -350,9 +350,9 @@ $("fit").onclick = () => { if (photo) canvas.fit(photo); draw(); };
 $("size").oninput = draw;
 $("detail").oninput = ({ target }) => { step().result.detail = target.value / 100; show(); };
 for (const kind of ["pointerdown", "keydown"]) {
-  $("original").addEventListener(kind, ({ key }) => { if (!key || key === " " || key === "Enter") hold(true); });
+  $("original").addEventListener(kind, ({ key }) => { if (!key || key === " " || key === "Enter") showOriginal(true); });
 }
-for (const kind of ["pointerup", "pointerleave", "keyup", "blur"]) $("original").addEventListener(kind, () => hold(false));
+for (const kind of ["pointerup", "pointerleave", "keyup", "blur"]) $("original").addEventListener(kind, () => showOriginal(false));
 for (const button of document.querySelectorAll("[data-demo]")) {
   button.onclick = async () => {
     const response = await fetch(`/${button.dataset.demo}.jpg`);
@@ -364,7 +364,7 @@ const KEYS = {
   b: () => $("brush").click(), e: () => $("eraser").click(), m: () => photo && !job && toggleMarking(), f: fill,
   s: save, Escape: () => marking ? toggleMarking() : stop(), 0: () => $("fit").click(), "+": () => zoomBy(1.4), "-": () => zoomBy(1 / 1.4),
   "[": () => { $("size").value -= 4; draw(); }, "]": () => { $("size").value -= -4; draw(); },
-  1: () => choose(0), 2: () => choose(1), 3: () => choose(2), 4: () => choose(3), o: () => hold(true),
+  1: () => choose(0), 2: () => choose(1), 3: () => choose(2), 4: () => choose(3), o: () => showOriginal(true),
 };
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey) {
@@ -377,7 +377,7 @@ document.addEventListener("keydown", (event) => {
     KEYS[event.key]();
   }
 });
-document.addEventListener("keyup", ({ key }) => { if (key === "o") hold(false); });
+document.addEventListener("keyup", ({ key }) => { if (key === "o") showOriginal(false); });
 
 document.addEventListener("paste", ({ clipboardData }) => open([...clipboardData.files].find((file) => file.type.startsWith("image/"))));
 document.addEventListener("dragover", (event) => { event.preventDefault(); $("stage").classList.add("over"); });
@@ -394,4 +394,4 @@ new ResizeObserver(() => {
 }).observe($("stage"));
 
 show();
-listen(heard);
+listen(onEvent);

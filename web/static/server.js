@@ -1,6 +1,6 @@
 // The server of paint.py, which knows this page by the stream of events that it holds open.
 
-let page = null; // what the server calls it
+let page = null; // its name at the server
 
 export async function ask(path, options = {}) {
   const response = await fetch(`/pages/${page}/${path}`, options).catch(() => {
@@ -11,23 +11,23 @@ export async function ask(path, options = {}) {
   throw new Error(error);
 }
 
-// Calls `heard` with each event, one after the other. The first says whether the server knows the page `anew`, which
-// has lost its photo then; one that holds but `lost` says that the stream broke.
-export function listen(heard) {
+// Calls `onEvent` with each event, one after the other. In the first, `isNew` tells that the server does not know the page
+// from before, and has no photo of it; one that holds only `lost` tells that the stream broke.
+export function listen(onEvent) {
   const events = new EventSource(`/events${page ? `?page=${page}` : ""}`);
   let before = Promise.resolve();
   events.onmessage = ({ data }) => {
     const event = JSON.parse(data);
     if (event.page) {
-      event.anew = event.page !== page;
+      event.isNew = event.page !== page;
       page = event.page;
     }
-    before = before.then(() => heard(event)).catch((error) => console.error(error));
+    before = before.then(() => onEvent(event)).catch((error) => console.error(error));
   };
   events.onerror = () => {
     events.close();
-    heard({ lost: true });
-    setTimeout(() => listen(heard), 1000);
+    onEvent({ lost: true });
+    setTimeout(() => listen(onEvent), 1000);
   };
 }
 
