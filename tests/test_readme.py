@@ -127,7 +127,7 @@ def test_every_flag_exists_and_is_described():
             assert re.search(rf"{flag}\b", helps[script]), f"{script} {flag}"
     flag = r"(?<![\w-])--[A-Za-z][\w-]+"
     flags = set(re.findall(flag, COMMANDS + TEXTS["checkpoints/faces-64/MODEL_CARD.md"]))
-    exist = {found for text in helps.values() for found in re.findall(flag, text)} | {"--groups", "--brief"}
+    exist = {found for text in helps.values() for found in re.findall(flag, text)}
     assert len(flags) > 30 and flags <= exist
     described = {found for name in NAMES for found in re.findall(flag, helps[name])} - {"--help", "--logdir"}
     assert described <= set(re.findall(flag, SCRIPTS))
