@@ -17,42 +17,27 @@ from photos import alignment, geometry
 
 def parse_args():
     """The parser and the parsed arguments: those after -- are files, also if they begin with a dash."""
-    defaults = alignment.Settings()
     parser = cli.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.set_defaults(**defaults._asdict())
+    parser.set_defaults(**alignment.Settings()._asdict())
     add = parser.add_argument
     add("inputs", metavar="INPUT", nargs="+", help="photo, or folder of photos, searched in all subfolders")
     add("output", metavar="OUTPUT", help="folder for the crops, which mirrors the subfolders, and the record align.csv")
     add("--size", type=cli.number(int, 1, 4096), help="side of the crops in pixels (%(default)s)")
     add("--landmarks", choices=geometry.LANDMARKS, help="what is aligned (%(default)s)")
-    add(
-        "--faces",
-        choices=alignment.FACES,
-        help="the largest face, the only one (a photo that shows several is skipped), or all, numbered (%(default)s)",
-    )
-    add(
-        "--upsample",
-        type=cli.number(int, 0, 4),
-        metavar="N",
-        help="double the photo N times to find faces below 80 pixels (%(default)s)",
-    )
+    text = "the largest face, the only one (a photo that shows several is skipped), or all, numbered (%(default)s)"
+    add("--faces", choices=alignment.FACES, help=text)
+    text = "double the photo N times to find faces below 80 pixels (%(default)s)"
+    add("--upsample", type=cli.number(int, 0, 4), metavar="N", help=text)
     hole = parser.add_argument_group("holes, where they are not transparent")
     add = hole.add_mutually_exclusive_group().add_argument
     add("--mask", metavar="FILE", help="mask image as large as the one photo, white = missing")
-    add(
-        "--maskDir",
-        dest="mask_dir",
-        metavar="DIR",
-        help="folder that holds a mask image of the same name for each photo",
+    text = "folder that holds a mask image of the same name for each photo"
+    add("--maskDir", dest="mask_dir", metavar="DIR", help=text)
+    text = (
+        "where the three landmarks of the one photo are, in pixels, if its face is not found: the inner corner of the "
+        "eye on the left of the picture, of the eye on the right, and the middle of the lower lip's lower edge"
     )
-    hole.add_argument(
-        "--points",
-        type=alignment.point,
-        nargs=3,
-        metavar="X,Y",
-        help="where the three landmarks of the one photo are, in pixels, if its face is not found: the inner corner of "
-        "the eye on the left of the picture, of the eye on the right, and the middle of the lower lip's lower edge",
-    )
+    hole.add_argument("--points", type=alignment.point, nargs=3, metavar="X,Y", help=text)
     add = parser.add_argument
     add("--predictor", metavar="FILE", help="dlib's 68-point predictor (the one in face_recognition_models)")
     add("--workers", type=cli.number(int, 1), metavar="N", help="processes (all cores: %(default)s)")

@@ -54,22 +54,23 @@ class Face(NamedTuple):
     seen: str  # if any is missing, how it was found: "inpainted", "grey", "mirrored", or some of them; or by "points"
 
 
-def align_photo(photo, detector, size=64, landmarks="innerEyesAndBottomLip", faces="largest", upsample=1, points=None):
+def align_photo(photo, detector, settings):
     """Find the faces in a `reading.Photo` and crop them: a list of `Face`, and how many faces there are.
 
-    detector: `detection.FaceDetector`. points: the three landmarks (3, 2) of the one face, which is not looked for
-    then. With `faces` "only" several are all returned. Raises UserError and ValueError for points that no face has.
+    detector: `detection.FaceDetector`; where `points` are given, no face is looked for. With `faces` "only" several are
+    all returned. Raises UserError and ValueError for points that no face has.
     """
+    size, landmarks, faces, upsample = settings[:4]
     layers, hidden, results = photo.rgba, photo.hidden, []
     pixels = layers[..., :3].copy()
-    if points is not None:
-        found = [geometry.landmarks_by_hand(points, landmarks, hidden.shape)]
+    if settings.points:
+        found = [geometry.landmarks_by_hand(settings.points, landmarks, hidden.shape)]
     elif hidden.any():
         found = occlusion.find_faces_under(pixels, hidden, detector, faces, upsample)
     else:
         found = detector.find_faces(pixels, faces, upsample)
     for one in found[:1] if faces == "largest" else found:
-        if points is not None:
+        if settings.points:
             box, places, seen = None, one, "points"
         elif hidden.any():
             box, places = one[0].box, occlusion.landmarks_under(hidden, one, detector)
@@ -99,7 +100,7 @@ def align_file(output, settings, source, name, mask=None, keep=False):
             raise cli.UserError(f"--maskDir {settings.mask_dir}: holds no mask, or several, named {Path(source).stem}")
         photo = reading.read_photo(source, mask)
         detector = detection.FaceDetector(*models, None if photo.alpha is None else detection.pretrained_prior())
-        faces, found = align_photo(photo, detector, *settings[:4], settings.points)
+        faces, found = align_photo(photo, detector, settings)
         paths = [Path(output, crop_path(name, settings.faces, number)) for number in range(len(faces))]
         for path in paths:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
@@ -282,7 +283,7 @@ def store(output, rows, old):
         if row["output"] and row["output"] not in crops:
             with utils.report_write_errors(output / row["output"]):
                 (output / row["output"]).unlink(missing_ok=True)
-    # first the record, then the crop: a crop without a row would be taken for a stranger's
+    # first the record, then the crop: a crop without a row would not be known as one
     with utils.report_write_errors(output / record.RECORD), open(output / record.RECORD, "a", **utils.TABLE) as file:
         csv.DictWriter(file, record.COLUMNS, extrasaction="ignore").writerows(rows)
     for name, crop in crops.items():

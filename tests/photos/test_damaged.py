@@ -141,7 +141,7 @@ def test_masks_are_transparency(tmp_path, damaged, run_here):
     assert row["seen"] == other["seen"] != ""
 
 
-def test_bad_masks_are_told_and_the_others_go_on(tmp_path, damaged, run_here, refused):
+def test_bad_masks_are_reported_and_the_other_photos_aligned(tmp_path, damaged, run_here, refused):
     for name in ("b", "c", "d"):
         shutil.copy("in/a.png", f"in/{name}.png")
     Image.fromarray(damaged[:-1]).save(tmp_path / "masks/b.png")
@@ -180,7 +180,7 @@ def test_masks_in_subfolders(tmp_path, damaged, run_here, refused):
     ]
 
 
-def test_a_mask_without_white_is_told(tmp_path, damaged, trained):
+def test_a_mask_without_white_is_reported(tmp_path, damaged, trained):
     Image.new("RGB", (240, 240), "red").save(tmp_path / "red.png")
     flags = ["in/a.png", "--photo", "--mask", "red.png", *FLAGS, trained / "checkpoints/mine"]
     done = run_script("complete.py", *flags, cwd=tmp_path, status=2)
@@ -190,7 +190,7 @@ def test_a_mask_without_white_is_told(tmp_path, damaged, trained):
     run_script("complete.py", *flags, cwd=tmp_path)
 
 
-def test_a_hole_that_has_grown_is_told(tmp_path, damaged, run_here, trained):
+def test_a_hole_that_has_grown_is_reported(tmp_path, damaged, run_here, trained):
     run_here("in", "out", "--mask", "masks/a.png", "--size", 16)
     grown = damaged.copy()
     grown[60:160, 70:170] = True
@@ -231,7 +231,7 @@ def test_another_mask_is_not_silently_ignored(tmp_path, damaged, run_here, refus
     assert "1 already done" in run_here("in", "out", "--mask", "masks/a.png")
 
 
-def test_a_record_without_masks_goes_on(tmp_path, damaged, run_here):
+def test_a_record_without_masks_is_resumed(tmp_path, damaged, run_here):
     run_here("in", "out")
     rows = rows_of(tmp_path / "out")
     with open(tmp_path / "out/align.csv", "w", newline="") as file:
@@ -290,7 +290,7 @@ def test_one_command_mends_a_photo_with_the_same_bits_as_two(tmp_path, damaged, 
     np.testing.assert_array_equal(read(tmp_path / "three/photos/a.png"), result)
 
 
-def test_photos_that_cannot_be_mended_are_told(tmp_path, damaged, trained):
+def test_photos_that_cannot_be_mended_are_reported(tmp_path, damaged, trained):
     model = trained / "checkpoints/mine"
     beside = np.zeros(damaged.shape, bool)
     beside[-20:, -20:] = True

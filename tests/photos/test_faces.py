@@ -47,7 +47,7 @@ def align(photo, models, **options):
     """`alignment.align_photo` of an array or a Pillow image."""
     image = photo if isinstance(photo, Image.Image) else Image.fromarray(photo)
     image.save(file := io.BytesIO(), "PNG")
-    return alignment.align_photo(reading.to_photo(image, file), models, **options)
+    return alignment.align_photo(reading.to_photo(image, file), models, alignment.Settings(**options))
 
 
 def rows_of(output):

@@ -220,7 +220,7 @@ def test_a_crop_of_another_size_lands_in_the_same_place():
     np.testing.assert_allclose(points @ place[:, :2].T + place[:, 2], (crop + 0.5) / 2 - 0.5)
 
 
-def test_photos_that_are_gone_are_told_and_strangers_have_none(tmp_path, capsys):
+def test_photos_that_are_gone_are_reported_and_other_images_have_none(tmp_path, capsys):
     write_row(tmp_path, tmp_path / "gone.jpg")
     black = [np.zeros((64, 64, 3), np.uint8)]
     arguments = masks.holes("center", [KNOWN]), black, black
@@ -235,7 +235,7 @@ def test_photos_that_are_gone_are_told_and_strangers_have_none(tmp_path, capsys)
     assert capsys.readouterr().err.count("not a record of align.py's") == 1
 
 
-def test_what_a_png_file_cannot_keep_is_told(tmp_path, capsys):
+def test_what_a_png_file_cannot_keep_is_reported(tmp_path, capsys):
     photo, holes = smooth((200, 220, 3)), masks.holes("center", [KNOWN])
     write_row(tmp_path, tmp_path / "photo.jpg")
     Image.fromarray(photo).convert("CMYK").save(tmp_path / "photo.jpg", quality=95)
