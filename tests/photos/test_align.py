@@ -324,7 +324,7 @@ def test_a_full_disk_is_one_line(out, run_here, refused, save_image, monkeypatch
     "flags, words",
     [
         (["nowhere", "out"], ["INPUT nowhere", "no such file or folder"]),
-        (["empty", "out"], ["INPUT empty", "no photo"]),
+        (["empty", "out"], ["INPUT empty", "holds no images"]),
         (["images", "images"], ["INPUT images", "apart"]),
         (["", "out"], ["INPUT: is empty"]),
         (["images/p.png", "images"], ["INPUT images/p.png", "apart"]),

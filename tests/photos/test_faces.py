@@ -25,6 +25,7 @@ PORTRAIT = ASTRONAUT[:240, 100:340].copy()  # her face alone
 NOISE = np.random.default_rng(0).integers(0, 256, (90, 80, 3), np.uint8)
 
 run = functools.partial(run, "align.py")
+pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # `utils` ignores it
 
 
 def one_process(tasks, output, settings):
@@ -374,7 +375,6 @@ def test_the_record_leads_back_into_the_photo(aligned, models):
     ]
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_second_run_does_what_is_missing_and_no_more(aligned, in_process):
     folder, output, _ = aligned
     expected, before, deep = crops(output), rows_of(output), (output / "deep.png").read_bytes()
