@@ -29,7 +29,6 @@ import ops
 from training import cluster
 
 LINGER_SECONDS = 12  # a worker that has lost another stays so long, or the rest would take it for the lost one
-
 LOST = tuple(
     getattr(tf.errors, f"{name}Error")
     for name in ("Unavailable", "DeadlineExceeded", "Aborted", "Cancelled", "FailedPrecondition", "Internal", "Unknown")
