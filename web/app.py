@@ -38,9 +38,8 @@ class Site:
 
     @contextlib.asynccontextmanager
     async def running(self, app):
-        """What the server does beside answering: load the model, search, drop unused photos."""
-        works = self.searches.load(self.pages), self.searches.run(), self.drop_unused()
-        tasks = [asyncio.create_task(work) for work in works]
+        """What the server does beside answering: load the model, drop unused photos."""
+        tasks = [asyncio.create_task(work) for work in (self.searches.load(self.pages), self.drop_unused())]
         yield
         self.close()
         for task in tasks:

@@ -76,16 +76,18 @@ class Searches:
     def __init__(self, directory):
         """directory: of the model, which is loaded when the first page opens, or after a while."""
         free_memory()
-        self.directory, self.queue, self.waiting = directory, asyncio.Queue(), []
+        self.directory, self.waiting = directory, []
         self.thread = concurrent.futures.ThreadPoolExecutor(1)
         self.wanted, self.ready = asyncio.Event(), asyncio.Event()  # a page is open; faces can be detected
         self.detector = self.completer = self.failure = None
 
     def add(self, job):
-        """Queue a `Job`."""
+        """Queue a `Job`; the first of those that wait is searched."""
         self.waiting.append(job)
-        self.queue.put_nowait(job)
         self.report_places()
+        loop = asyncio.get_running_loop()
+        search = loop.run_in_executor(self.thread, self.search, job, loop)
+        search.add_done_callback(lambda _: self.finish(job))
 
     async def load(self, pages):
         """Load what detects faces, then the model, in the thread that searches; report it to the pages, a dict."""
@@ -108,15 +110,6 @@ class Searches:
         detail = self.completer is None or self.completer.prior is not None
         return dict(ready=self.completer is not None, failure=self.failure, detail=detail, bytes=session.MAX_BYTES)
 
-    async def run(self):
-        """Do one job after the other, for ever."""
-        loop = asyncio.get_running_loop()
-        while True:
-            job = await self.queue.get()
-            if job in self.waiting:  # it was not stopped before its turn
-                await loop.run_in_executor(self.thread, self.search, job, loop)
-                self.finish(job)
-
     def stop(self, job):
         """Stop a job; one that waits is done at once."""
         job.stop.set()
@@ -124,7 +117,9 @@ class Searches:
             self.finish(job)
 
     def finish(self, job):
-        """A job is done: its page may ask for the next."""
+        """A job is done, if it was not before: its page may ask for the next."""
+        if job not in self.waiting:
+            return
         self.waiting.remove(job)
         job.page.job, job.page.used = None, time.monotonic()
         free_memory()
@@ -146,6 +141,8 @@ class Searches:
             picture = preview.encode(show(edit, generated, self.completer), "WEBP", job.photo, quality=90, method=0)
             report(frame=base64.b64encode(picture).decode(), box=box)
 
+        if job.stop.is_set():  # before its turn
+            return
         try:
             edit, last = job.edit, 0.0
             box, show = preview.previewer(job.photo, edit)

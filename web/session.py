@@ -271,7 +271,8 @@ def find_answers(edit, completer, stop, near=None):
         yield 0, None
         return
     interval = 5 if near is None and completer.encoder is None else 1  # iterations between two states
-    completer = dataclasses.replace(completer, settings={"interval": interval} | completer.settings)
+    settings = {"interval": interval} | completer.settings
+    completer = dataclasses.replace(completer, blending="none", settings=settings)  # `render` blends what is looked at
     for number in range(ANSWERS):
         state = None
         with contextlib.suppress(Stopped):
