@@ -21,7 +21,7 @@ LOCAL = ["127.0.0.1", "localhost", "::1"]
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which ends the page's streams first: it waits for them."""
+    """uvicorn's server waits for the streams to end before it stops, so this one ends them first."""
 
     def handle_exit(self, sig, frame):
         self.config.site.close()
@@ -31,10 +31,8 @@ class Server(uvicorn.Server):
 def parse_args():
     parser = cli.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--checkpointDir", metavar="DIR", help="the model (checkpoints/mine, else the one that came with this code)")
-    add(
-        "--host", default="127.0.0.1", help="where to listen; other than this machine alone needs a token (%(default)s)"
-    )
+    add("--checkpointDir", metavar="DIR", help="the model (checkpoints/mine, else the pretrained one)")
+    add("--host", default="127.0.0.1", help="where to listen; other machines need a token (%(default)s)")
     add("--port", type=cli.number(int, 0, 65535), default=8765, help="0: any that is free (%(default)s)")
     return parser, parser.parse_args()
 
@@ -57,10 +55,8 @@ def serve(args):
     name = f"[{name}]" if ":" in name else name
     site = app.Site(directory)
     asgi = app.make_app(site, hosts, token, f"paint-{port}")
-    print(
-        f"model: {directory}\nopen http://{name}:{port}/{f'?token={token}' if token else ''}   (Ctrl-C stops)",
-        flush=True,
-    )
+    link = f"http://{name}:{port}/{f'?token={token}' if token else ''}"
+    print(f"model: {directory}\nopen {link}   (Ctrl-C stops)", flush=True)
     config = uvicorn.Config(
         asgi, log_level="error", access_log=False, server_header=False, ws="none", timeout_graceful_shutdown=3
     )
