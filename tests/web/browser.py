@@ -9,7 +9,9 @@ import sys
 import urllib.parse
 from pathlib import Path
 
+import numpy as np
 from conftest import heed_sigint
+from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,10 +47,10 @@ def chromium():
 
 
 class Painter:
-    """Somebody at the page: what is done, in pixels of the photo, and what is heard."""
+    """Somebody at the page, who paints in pixels of the photo."""
 
     def __init__(self, browser, url, **options):
-        """Open the page in a window of its own; whatever it asks of another server fails, and is remembered."""
+        """Open the page in a window of its own; whatever it asks of another server fails, and is recorded."""
         self.context = browser.new_context(**dict(viewport=dict(width=1200, height=800)) | options)
         self.context.set_default_timeout(1000 * PATIENCE)
         self.page = self.context.new_page()
@@ -100,9 +102,8 @@ class Painter:
         self.page.click("#fill")
         self.says(SEARCHED.pattern)
 
-    def save(self, path):
-        """Save the photo to a file."""
+    def save(self):
+        """Save the photo; returns its pixels, and the name of its file."""
         with self.page.expect_download() as download:
             self.page.click("#save")
-        download.value.save_as(path)
-        return download.value.suggested_filename
+        return np.asarray(Image.open(download.value.path())), download.value.suggested_filename

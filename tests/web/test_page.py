@@ -59,7 +59,7 @@ def portrait(tmp_path):
     return tmp_path / "portrait.png"
 
 
-def generated(tmp_path):
+def generated():
     """A face that the model draws, in a grey picture, and where its three landmarks are."""
     dcgan = DCGAN.load(checkpoint.SHIPPED)
     face = utils.to_uint8(dcgan.inference_generator(ops.random_z((1, dcgan.z_dim), 0, "samples"), training=False)[0])
@@ -91,7 +91,7 @@ def test_a_photo_is_painted_filled_and_saved(painter, pretrained_url, tmp_path, 
         truth = np.asarray(Image.open(f"{matplotlib.get_data_path()}/sample_data/grace_hopper.jpg"))
         points = [(215, 270), (300, 262)]
     else:
-        truth, marks = generated(tmp_path)
+        truth, marks = generated()
         points = [marks[0], marks[1]]
     Image.fromarray(truth).save(tmp_path / "photo.png")
     page.open(tmp_path / "photo.png")
@@ -106,10 +106,8 @@ def test_a_photo_is_painted_filled_and_saved(painter, pretrained_url, tmp_path, 
     page.fill()
     assert page.page.locator("#answers label").count() == 4
     assert int(page.page.get_attribute("#photo", "data-frames")) >= 4
-    assert page.save(tmp_path / "saved.png") == "photo-mended.png"
-
-    saved = np.asarray(Image.open(tmp_path / "saved.png"))
-    assert saved.shape == truth.shape
+    saved, name = page.save()
+    assert name == "photo-mended.png" and saved.shape == truth.shape
     size = min(truth.shape[:2]) * 0.004 * 100**0.6
     stroke = [session.Stroke(np.array(points, float), size)]
     hole, outside = near_strokes(truth.shape[:2], stroke, -1), ~near_strokes(truth.shape[:2], stroke, 3)
@@ -121,7 +119,7 @@ def test_a_photo_is_painted_filled_and_saved(painter, pretrained_url, tmp_path, 
     assert error < telea
 
 
-def test_answers_detail_and_filling_again(painter, portrait, tmp_path):
+def test_answers_detail_and_filling_again(painter, portrait):
     page = painter().ready().open(portrait)
     page.page.fill("#size", "60")
     page.stroke([(112, 116), (176, 112)])
@@ -142,9 +140,8 @@ def test_answers_detail_and_filling_again(painter, portrait, tmp_path):
     look()
     page.page.mouse.up()
     assert len(set(shown)) == 4
-    for name in ("first", "second"):
-        page.save(tmp_path / f"{name}.png")
-        files.append(np.asarray(Image.open(tmp_path / f"{name}.png")))
+    for _ in range(2):
+        files.append(page.save()[0])
         page.stroke([(140, 155), (160, 155)])
         page.fill()
     changed = (files[0] != files[1]).any(-1)
@@ -153,12 +150,10 @@ def test_answers_detail_and_filling_again(painter, portrait, tmp_path):
 
     page.page.click("#undo")
     page.page.click("#undo")
-    page.save(tmp_path / "undone.png")
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "undone.png")), files[1])
+    np.testing.assert_array_equal(page.save()[0], files[1])
     expect(page.page.locator("#fill")).to_have_text("Four more like it")
     page.fill()
-    page.save(tmp_path / "more.png")
-    changed = (np.asarray(Image.open(tmp_path / "more.png")) != files[1]).any(-1)
+    changed = (page.save()[0] != files[1]).any(-1)
     assert changed.any() and not changed[:130].any()
 
 
@@ -212,7 +207,7 @@ def test_two_pages_and_one_that_is_closed(painter, portrait):
         assert page.page.locator("#answers label").count() == 4
 
 
-def test_what_is_no_photo_is_told(painter, portrait, tmp_path):
+def test_what_is_no_photo_is_reported(painter, portrait, tmp_path):
     page = painter("status of 422").ready().open(portrait)
     (tmp_path / "text.png").write_text("this is no image")
     page.page.set_input_files("#file", tmp_path / "text.png")
@@ -232,13 +227,12 @@ def test_transparent_parts_are_painted_from_the_start(painter, tmp_path):
     page = painter().ready().open(tmp_path / "hole.png")
     assert inked(page) > 1000
     page.fill()
-    page.save(tmp_path / "saved.png")
-    saved = Image.open(tmp_path / "saved.png")
-    assert saved.mode == "RGB"
-    np.testing.assert_array_equal(np.asarray(saved)[alpha == 255], PORTRAIT[alpha == 255])
+    saved, _ = page.save()
+    assert saved.shape == PORTRAIT.shape  # without transparency
+    np.testing.assert_array_equal(saved[alpha == 255], PORTRAIT[alpha == 255])
 
 
-def test_keys_alone_do_it_all(painter, tmp_path):
+def test_keys_alone_do_it_all(painter):
     page = painter().ready().page
     page.focus("[data-demo=astronaut]")
     page.keyboard.press("Enter")
@@ -320,6 +314,6 @@ def test_without_the_token_there_is_no_page(browser, link):
     page.context.close()
 
 
-def test_a_port_that_is_taken_is_told(url):
+def test_a_port_that_is_taken_is_reported(url):
     port = url.rstrip("/").rpartition(":")[2]
     assert f"--port {port}" in run("paint.py", "--port", port, status=2, cwd=ROOT).stderr
