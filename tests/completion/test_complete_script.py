@@ -35,7 +35,7 @@ def test_complete_in_several_batches(trained, broken, tmp_path):
     out, logs = tmp_path / "out", tmp_path / "logs"
     flags = [*FEW, "--batchSize", 3, "--outDir", out, "--log_dir", logs]
     done = run("complete.py", *files[:2], broken, *files[2:], *flags, cwd=trained)
-    assert "model: checkpoints/mine, step 12 (from nothing" in done.stdout
+    assert "model: checkpoints/mine, step 12 (faces take" in done.stdout
     assert f"skipped {broken}" in done.stderr
 
     assert np.load(out / "z.npy").shape == (5, 5)
