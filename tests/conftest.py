@@ -35,7 +35,7 @@ def pytest_sessionstart(session):
 
         (cpu,) = tf.config.list_physical_devices("CPU")
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-    del os.environ["TF_CPP_MIN_LOG_LEVEL"]  # scripts would take it for the user's
+    os.environ.pop("TF_CPP_MIN_LOG_LEVEL", None)  # scripts would take it for the user's
 
 
 def pytest_collection_modifyitems(items):
