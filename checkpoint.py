@@ -63,10 +63,8 @@ def settings(args, table, saved):
 def check_precision(directory, saved, wanted, remedy):
     """Raise UserError if a run with one precision, `saved` or None, cannot resume with the one that is wanted."""
     if saved and saved != wanted and "mixed_float16" in (saved, wanted):
-        raise cli.UserError(
-            f"--precision {wanted}: the run in {directory} has {saved}, and a run cannot change to or from "
-            f"mixed_float16; leave the flag out, or {remedy}"
-        )
+        why = f"the run in {directory} has {saved}, and none can change to or from mixed_float16"
+        raise cli.UserError(f"--precision {wanted}: {why}; leave the flag out, or {remedy}")
 
 
 def read_encoder_config(folder, architecture):
@@ -124,8 +122,8 @@ def channels(image_size, dim):
     return [dim * min(8, image_size // (2 * size)) for size in (4, 8, 16, 32, 64, 128) if size < image_size]
 
 
-def check_memory(architecture, each):
-    """Raise MemoryError, naming the setting, if networks with `each` bytes a weight would not fit into this machine."""
+def check_memory(architecture, each, place, remedy):
+    """Raise UserError, naming a setting after `place`, if networks of `each` bytes a weight do not fit in."""
     weights = {}
     for name in ("df_dim", "gf_dim"):
         widths = [*channels(architecture["image_size"], architecture[name]), architecture["c_dim"]]
@@ -135,16 +133,14 @@ def check_memory(architecture, each):
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
         name = max(weights, key=weights.get)
-        raise MemoryError(
-            f"{name} {architecture[name]}: such networks need {needed / 2**30:,.0f} GB of memory, and this machine has "
-            f"{memory / 2**30:,.0f}"
-        )
+        why = f"such networks need {needed / 2**30:,.0f} GB of memory, and this machine has {memory / 2**30:,.0f}"
+        raise cli.UserError(f"{place}{name} {architecture[name]}: {why}; {remedy}")
 
 
 def read_config(directory):
     """The config of a checkpoint directory: "architecture" and "training", dicts, and the type of its "weights".
 
-    Raises UserError, naming the file, if it is missing or damaged, or if a value in it is not one that can be.
+    Raises UserError, naming the file, if it is missing or damaged, or holds an impossible value.
     """
     if path := find_original(directory):
         return {"architecture": original.architecture(path), "training": {}, "weights": "float32"}
@@ -160,20 +156,17 @@ def read_config(directory):
         weights = config.get("weights", "float32")
         if weights not in ("float32", "float16"):
             raise ValueError(f"weights {str(weights)[:40]!r} are neither float32 nor float16")
-        check_memory(architecture, 4)
-    except MemoryError as error:
-        raise cli.UserError(f"{path}: {error}; use a larger machine, or another model") from error
     except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        told = {ValueError: str(error), KeyError: f"{error} is missing"}
-        why = getattr(error, "strerror", told.get(type(error), "it is no such JSON"))
-        raise cli.UserError(
-            f"{path}: is not as train-dcgan.py writes it ({why}); restore it, or use another model"
-        ) from error
+        reasons = {ValueError: str(error), KeyError: f"{error} is missing"}
+        why = getattr(error, "strerror", reasons.get(type(error), "it is no such JSON"))
+        why = f"is not as train-dcgan.py writes it ({why})"
+        raise cli.UserError(f"{path}: {why}; restore it, or use another model") from error
+    check_memory(architecture, 4, f"{path}: ", "use a larger machine, or another model")
     return {"architecture": architecture, "training": training, "weights": weights}
 
 
 def checked(name, value, settings):
-    """A value from a JSON file, if it is one that the flag of that name would take; else ValueError."""
+    """A value from a JSON file, if the flag of that name would take it; else ValueError."""
     parse, default, _ = settings[name]
     with contextlib.suppress(argparse.ArgumentTypeError):
         if type(value) in ((int, float) if type(default) is float else (type(default),)):
@@ -199,10 +192,10 @@ def make_state(networks, numbers, optimizers):
 
 
 def save(directory, networks, numbers, optimizers, keep=3):
-    """Write a checkpoint, and drop all but the last `keep` that were written.
+    """Write a checkpoint, numbered by the "step" of its `numbers`, and remove all but the last `keep` of them.
 
-    networks, optimizers: dicts by name. numbers: a dict of whole numbers; its "step" numbers the checkpoint. Raises
-    UserError, leaving nothing half-written, if that fails.
+    networks, optimizers, numbers: dicts by name, the last of whole numbers. Raises UserError, leaving nothing
+    half-written, if that fails.
     """
     import tensorflow as tf
 
@@ -212,21 +205,20 @@ def save(directory, networks, numbers, optimizers, keep=3):
         manager.save(checkpoint_number=numbers["step"])
     except tf.errors.OpError as error:
         remove_unfinished(directory)
-        raise cli.UserError(
-            f"{directory}: step {numbers['step']} could not be saved ({cli.reason(error)}); is the disk full? "
-            "With more room the same command resumes from the checkpoint before"
-        ) from error
+        why = f"step {numbers['step']} could not be saved ({cli.reason(error)}); is the disk full?"
+        raise cli.UserError(f"{directory}: {why} With more room the same command resumes") from error
     # what a killed run wrote but did not list; a short list may itself have been lost, and then all is kept
     listed = {Path(path).name for path in manager.checkpoints}
-    for path in find(directory) if len(listed) == keep else ():
-        if Path(path).name not in listed:
-            remove(path)
+    unlisted = [path for path in find(directory) if Path(path).name not in listed] if len(listed) == keep else []
+    for path in unlisted:  # its index first: without it the rest is no checkpoint
+        for file in sorted(Path(directory).glob(f"{Path(path).name}.*"), reverse=True):
+            file.unlink()
 
 
 def publish(directory, architecture, networks, numbers):
-    """Write networks that are at half precision, without the state of their training, to a new directory.
+    """Write networks at half precision, without the state of their training, to a new directory.
 
-    Raises UserError if the directory is not empty, or, before it is made, if a weight is too large for half precision.
+    Raises UserError if it is not empty, or, before it is made, if a weight is too large for half precision.
     """
     for variable in itertools.chain.from_iterable(network.variables for network in networks.values()):
         if not math.isfinite(float(abs(variable.numpy().astype("float32")).max())):
@@ -239,14 +231,13 @@ def publish(directory, architecture, networks, numbers):
 def restore(directory, networks, names=("step",), optimizers=None):
     """Read the newest good checkpoint, ours or one of the original code, into networks, and optimizers if any.
 
-    Each that is damaged is named on standard error. Returns a dict of its whole numbers of those `names`. Raises
+    A damaged one is reported on standard error. Returns the checkpoint's numbers of those `names`, a dict. Raises
     UserError if there is none, or if it holds other networks than config.json says.
     """
     import tensorflow as tf
 
     if path := find_original(directory):
-        original.restore(path, networks)
-        return {"step": original.step(path)}
+        return {"step": original.restore(path, networks)}
     state, numbers = make_state(networks, dict.fromkeys(names, 0), optimizers or {})
     for path in find(directory):
         try:
@@ -257,10 +248,8 @@ def restore(directory, networks, names=("step",), optimizers=None):
             status.expect_partial()
             return {name: int(value.numpy()) for name, value in numbers.items()}
         except (AssertionError, ValueError) as error:
-            message = (
-                f"{path}: its networks are not those of the config.json beside it; restore that, or use another model"
-            )
-            raise cli.UserError(message) from error
+            why = "its networks are not those of the config.json beside it; restore that, or use another model"
+            raise cli.UserError(f"{path}: {why}") from error
         except (tf.errors.OpError, IndexError) as error:
             print(f"skipped {path}: damaged ({cli.reason(error)})", file=sys.stderr)
     raise cli.UserError(f"{directory}: holds no readable checkpoint; choose another directory, or train anew")
@@ -285,7 +274,7 @@ def keep_best(directory, config, measure, value, networks, numbers, optimizers):
 
 
 def lock(directory, flag):
-    """Keep other processes out of a directory until this one ends, or the file that is returned is closed.
+    """Keep other processes out of a directory until the file that is returned is closed, or this process ends.
 
     Raises UserError, naming `flag`, if another one is in it, or naming the file if that is a link.
     """
@@ -297,21 +286,15 @@ def lock(directory, flag):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         file.close()
-        message = f"{flag} {directory}: another process trains in it; wait for it, or choose another"
-        raise cli.UserError(message) from error
+        why = "another process trains in it; wait for it, or choose another"
+        raise cli.UserError(f"{flag} {directory}: {why}") from error
     except OSError:
         pass  # this file system knows no locks
     return file
 
 
-def remove(path):
-    """Delete the files of a checkpoint, its index first: without it the rest is no checkpoint."""
-    for file in sorted(Path(path).parent.glob(f"{Path(path).name}.*"), reverse=True):
-        file.unlink()
-
-
 def remove_unfinished(directory):
-    """Delete what a killed or failed save left behind: a checkpoint's index is the last of its files to be written."""
+    """Remove what a killed or failed save left: a checkpoint's index is the last of its files to be written."""
     for path in [*Path(directory).glob("ckpt-*"), *Path(directory).glob(".*.draft")]:
         if path.suffix == ".draft":
             path.unlink()

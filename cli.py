@@ -1,7 +1,6 @@
 """The command line: the parser, errors in one line, signals, and a quiet start of TensorFlow.
 
-Scripts import it before all else. It needs no package, so that one that is missing, or Ctrl-C while the others are
-being imported, ends in one line as well.
+Scripts import it first. It needs no package, so that a missing one, or Ctrl-C during imports, ends in one line too.
 """
 
 import argparse
@@ -15,11 +14,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-CHATTER = "TF_CPP_MIN_LOG_LEVEL" in os.environ  # the user wants to read what TensorFlow says
+VERBOSE = "TF_CPP_MIN_LOG_LEVEL" in os.environ  # the user wants to see TensorFlow's log
 
 
 class UserError(Exception):
-    """A mistake a user can mend; its message is one line that names the flag or file and says what to do."""
+    """A mistake a user can correct; its message is one line that names the flag or file and says what to do."""
 
 
 def end_in_one_line(kind, error, trace):
@@ -64,8 +63,8 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
     def run(self, work, args):
-        """Do `work(args)`, a script's, and return its exit status; what a user can mend ends it by `error`."""
-        for action in self._actions:  # such as of a shell variable that is not set
+        """Do `work(args)` and return its exit status; a UserError ends the script by `error`."""
+        for action in self._actions:  # an empty value comes from a shell variable that is not set
             value = getattr(args, action.dest, None)
             if "" in (value if isinstance(value, list) else [value]):
                 self.error(f"{'/'.join(action.option_strings) or action.metavar}: is empty")
@@ -81,7 +80,7 @@ def number(kind, low, high=math.inf, above=False):
     """An argparse `type` for an `int` or `float` from `low` (or `above` it) to `high`."""
 
     def parse(text):
-        with contextlib.suppress(ValueError, OverflowError):  # the latter of whole numbers that no float can hold
+        with contextlib.suppress(ValueError, OverflowError):  # the latter for whole numbers that no float can hold
             value = kind(text)
             if math.isfinite(value) and low <= value <= high and not (above and value == low):
                 return value
@@ -92,7 +91,7 @@ def number(kind, low, high=math.inf, above=False):
 
 
 def one_of(*options):
-    """An argparse `type` for one of `options`, all whole numbers, all truth values or all texts."""
+    """An argparse `type` for one of `options`, of any type."""
     texts = {str(option): option for option in options}
 
     def parse(text):
@@ -104,25 +103,25 @@ def one_of(*options):
 
 
 def reason(error):
-    """The first line of what an exception says, without the name of TensorFlow's node."""
+    """The first line of an exception's message, without the name of TensorFlow's node."""
     return (str(getattr(error, "message", error)).splitlines() or [type(error).__name__])[0].split("}} ")[-1]
 
 
 @contextlib.contextmanager
 def quiet_tensorflow():
-    """Import TensorFlow and list its devices inside this, so that its start-up chatter does not bury our one line.
+    """Import TensorFlow and list its devices inside this: what it logs at its start is held back.
 
-    What it wrote on standard error is shown after all if the block fails, or if TF_CPP_MIN_LOG_LEVEL is set.
+    It is shown after all if the block fails, or if the user has set TF_CPP_MIN_LOG_LEVEL.
     """
-    show = CHATTER
+    show = VERBOSE
     if "tensorflow" not in sys.modules:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ["KERAS_BACKEND"] = "tensorflow"
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     # the messages come from C++ before its logging is set up, and only the file descriptor catches them
     stderr = os.dup(2)
-    with tempfile.TemporaryFile() as said:
-        os.dup2(said.fileno(), 2)
+    with tempfile.TemporaryFile() as log:
+        os.dup2(log.fileno(), 2)
         try:
             yield
         except UserError:
@@ -134,16 +133,16 @@ def quiet_tensorflow():
             os.dup2(stderr, 2)
             os.close(stderr)
             if show:
-                said.seek(0)
-                sys.stderr.write(said.read().decode(errors="replace"))
+                log.seek(0)
+                sys.stderr.write(log.read().decode(errors="replace"))
 
 
 @contextlib.contextmanager
 def deferred_signals():
-    """Yield a list that collects SIGINT, SIGTERM and SIGHUP as they come, so that a loop can leave at a safe place."""
+    """Yield a list that collects SIGINT, SIGTERM and SIGHUP, so that a loop can leave at a safe place."""
     received, before = [], {}
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # nohup's wish
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks
             before[number] = signal.signal(number, lambda number, frame: received.append(number))
     try:
         yield received

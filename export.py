@@ -5,8 +5,8 @@
 ./export.py onnx-of-mine --checkpointDir checkpoints/mine --format onnx
 
 That is the generator that completes, the discriminator, and the encoder where there is one. As weights, at half
-precision and with the covariance, it can be completed with, and be trained further with train-dcgan.py --init. In the
-other formats it needs nothing of this code, and a README.md beside it tells what it takes and gives.
+precision and with the covariance, it completes images, and can be trained further with train-dcgan.py --init. The
+other formats need nothing of this code; a README.md beside them describes inputs and outputs.
 """
 
 import argparse
@@ -15,7 +15,6 @@ import importlib.util
 import os
 import sys
 import tempfile
-from pathlib import Path
 
 import cli
 
@@ -33,11 +32,6 @@ def parse_args():
     return parser, parser.parse_args()
 
 
-def main():
-    parser, args = parse_args()
-    return parser.run(export, args)
-
-
 def export(args):
     if args.format == "onnx" and not importlib.util.find_spec("tf2onnx"):
         raise cli.UserError("--format onnx: needs the package tf2onnx; pip install tf2onnx")
@@ -52,8 +46,8 @@ def export(args):
 
         ops.use_device()
     dcgan = DCGAN.load(args.checkpointDir)
-    encoder, other = Encoder.load(args.checkpointDir, dcgan)
-    if other:
+    encoder, outdated = Encoder.load(args.checkpointDir, dcgan)
+    if outdated:
         print(f"{args.checkpointDir}: its encoder is left out, as it is for another generator", file=sys.stderr)
 
     with (
@@ -64,7 +58,10 @@ def export(args):
         if args.format == "weights":
             parts = write_weights(f"{draft}/model", dcgan, encoder, args.checkpointDir)
         else:
-            parts = write_models(f"{draft}/model", dcgan, encoder, args.format)
+            from completion import formats
+
+            names = formats.write(f"{draft}/model", dcgan, encoder, args.format)
+            parts = [f"{', '.join(names)} of step {dcgan.step} as {args.format}"]
         os.replace(f"{draft}/model", out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"{out}: {', '.join(parts)}; {size / 1e6:.0f} MB")
@@ -86,17 +83,9 @@ def write_weights(folder, dcgan, encoder, source):
     return parts
 
 
-def write_models(folder, dcgan, encoder, form):
-    """Write each network in a format that needs nothing of this code, and a README.md; returns what there is."""
-    from completion import formats
-
-    models = formats.models(dcgan, encoder)
-    texts = [formats.describe(model) for model in models.values()]
-    os.mkdir(folder)
-    for (name, model), text in zip(models.items(), texts, strict=True):
-        formats.WRITERS[form](model, f"{folder}/{name}", text)
-    Path(folder, "README.md").write_text(formats.guide(form, texts))
-    return [f"{', '.join(models)} of step {dcgan.step} as {form}"]
+def main():
+    parser, args = parse_args()
+    return parser.run(export, args)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,4 @@
-"""Checkpoints of the original code, DCGAN.model-STEP, which was TensorFlow 1's and kept no config.json.
-
-TensorFlow is imported where weights are read, so that all else answers at once.
-"""
+"""Checkpoints of the original code, DCGAN.model-STEP, which was TensorFlow 1's and kept no config.json."""
 
 import itertools
 from pathlib import Path
@@ -16,38 +13,30 @@ def find(directory):
     return str(Path(directory, f"DCGAN.model-{max(steps)}")) if steps else None
 
 
-def step(path):
-    """The training steps behind the weights of a checkpoint."""
-    return int(path.rpartition("-")[2])
+def read(path):
+    """The networks' variables in a checkpoint: arrays by "layer/variable", as the scopes before that changed over time.
 
-
-def open_reader(path):
-    """TensorFlow's reader of a checkpoint, and the names of its variables by "layer/variable".
-
-    The scopes before that changed over time. Raises UserError, naming the file, if it is damaged.
+    Raises UserError, naming the file, if it is damaged.
     """
-    import tensorflow as tf
-
+    with cli.quiet_tensorflow():
+        import tensorflow as tf
     try:
         reader = tf.train.load_checkpoint(path)
+        names = {"/".join(name.split("/")[-2:]): name for name in reader.get_variable_to_shape_map()}
+        return {name: reader.get_tensor(full) for name, full in names.items() if name.startswith(("g_", "d_"))}
     except (tf.errors.OpError, IndexError) as error:
         raise cli.UserError(f"{path}: damaged ({cli.reason(error)})") from error
-    names = {"/".join(name.split("/")[-2:]): name for name in reader.get_variable_to_shape_map()}
-    return reader, {name: full for name, full in names.items() if name.startswith(("g_", "d_"))}
 
 
 def architecture(path):
     """How the networks in a checkpoint are built, as in config.json: what the shapes of its variables tell."""
-    with cli.quiet_tensorflow():
-        import tensorflow  # noqa: F401
-    reader, names = open_reader(path)
-    shapes = reader.get_variable_to_shape_map()
+    variables = read(path)
 
     def size(name, axis, usual):  # for what is missing the usual will do: `restore` names it
-        shape = shapes[names[name]] if name in names else ()
+        shape = variables[name].shape if name in variables else ()
         return max(1, shape[axis]) if axis < len(shape) else usual
 
-    layers = max(2, sum(f"g_h{i}/w" in names for i in range(1, 7)))
+    layers = max(2, sum(f"g_h{i}/w" in variables for i in range(1, 7)))
     return dict(
         image_size=4 * 2**layers,
         c_dim=1 if size(f"g_h{layers}/w", 2, 3) == 1 else 3,
@@ -59,25 +48,19 @@ def architecture(path):
 
 
 def restore(path, networks):
-    """Give networks, a dict by name, the weights of a checkpoint.
+    """Give networks, a dict by name, the weights of a checkpoint; returns the training steps behind them.
 
     Raises UserError, naming the file, if it is damaged, and at the first variable that does not fit.
     """
-    import tensorflow as tf
-
-    reader, names = open_reader(path)
+    values = read(path)
     for variable in itertools.chain.from_iterable(network.variables for network in networks.values()):
         layer, name = variable.path.split("/")[-2:]
         linear = layer.endswith("_lin")
         name = {"kernel": "Matrix" if linear else "w", "bias": "bias" if linear else "biases"}.get(name, name)
-        try:
-            value = reader.get_tensor(names[f"{layer}/{name}"]) if f"{layer}/{name}" in names else None
-        except (tf.errors.OpError, IndexError) as error:
-            raise cli.UserError(f"{path}: damaged ({cli.reason(error)})") from error
+        value = values.get(f"{layer}/{name}")
         if value is None or value.shape != tuple(variable.shape):
             found = "is missing" if value is None else f"has {value.shape}"
-            raise cli.UserError(
-                f"{path}: {layer}/{name} should have shape {tuple(variable.shape)}, but {found}; "
-                "these are other networks, choose another model"
-            )
+            why = f"should have shape {tuple(variable.shape)}, but {found}"
+            raise cli.UserError(f"{path}: {layer}/{name} {why}; these are other networks, choose another model")
         variable.assign(value)
+    return int(path.rpartition("-")[2])

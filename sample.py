@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw what a trained DCGAN has learned: samples, the way from one to another, and arithmetic with them.
+"""Draw what a trained DCGAN has learned: samples, interpolations between them, and arithmetic with them.
 
 ./sample.py
 ./sample.py --arithmetic 26,35,50 2,42,55 7,25,63 --outDir samples-smile
@@ -17,15 +17,14 @@ from PIL import Image, ImageDraw, ImageFont
 import checkpoint
 import utils
 
-STEPS = 10  # images from one sample to another, both included
+STEPS = 10  # images of an interpolation, both samples included
 JITTER = 0.25  # of z, in Radford et al. 2016, figure 7
 
 
 def parse_args():
     parser = cli.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    add, text = parser.add_argument, "a new or empty folder for the pictures (%(default)s)"
     add("--checkpointDir", metavar="DIR", help="the model (checkpoints/mine, else the pretrained one)")
-    text = "a new or empty folder for the pictures (%(default)s)"
     add("--outDir", metavar="DIR", default="samples-of-model", help=text)
     add("--count", type=cli.number(int, 2, 10**4), default=64, metavar="N", help="samples (%(default)s)")
     add("--seed", type=cli.number(int, 0, 2**31 - 1), default=0, help="decides the samples (%(default)s)")
@@ -39,16 +38,11 @@ def sample_numbers(text):
     return [cli.number(int, 0)(part) for part in text.split(",")]
 
 
-def main():
-    parser, args = parse_args()
-    return parser.run(sample, args)
-
-
 def arithmetic(z, groups, noise):
     """Vector arithmetic with z (N, z_dim), as in figure 7 of Radford et al. 2016.
 
-    `groups` are three lists of whole numbers, of samples. Returns the means A, B and C of their z, (3, z_dim), and
-    A - B + C + `noise`, clipped to the [-1, 1] that the generator knows, in the shape of `noise`, (K, z_dim).
+    `groups` are three lists of samples' numbers. Returns the means A, B and C of their z, (3, z_dim), and A - B + C +
+    `noise` (K, z_dim), clipped to the generator's range [-1, 1].
     """
     means = np.stack([z[group].mean(0) for group in groups])
     return means, np.clip(means[0] - means[1] + means[2] + noise, -1, 1)
@@ -103,6 +97,11 @@ def draw_arithmetic(images, groups, means, results):
         place = (column + 0.5) * cell[0], (row + 0.4) * cell[1]
         ImageDraw.Draw(picture).text(place, sign, "white", ImageFont.load_default(48), anchor="mm")
     return np.asarray(picture)
+
+
+def main():
+    parser, args = parse_args()
+    return parser.run(sample, args)
 
 
 if __name__ == "__main__":

@@ -57,10 +57,8 @@ def settings(args):
             )
     before = saved["training"].get("precision")
     checkpoint.check_precision(args.checkpoint_dir, before, training["precision"], "choose another --checkpoint_dir")
-    try:
-        checkpoint.check_memory(architecture, 16)  # float32, with gradients and Adam's two moments
-    except MemoryError as error:
-        raise cli.UserError(f"--{error}; choose smaller ones") from error
+    # float32, with gradients and Adam's two moments
+    checkpoint.check_memory(architecture, 16, "--", "choose smaller ones")
     return architecture, training, resumed
 
 

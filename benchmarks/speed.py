@@ -107,8 +107,8 @@ class TimedRun(GANRun):
     def evaluate(self, *args):
         """Left out: it is not of the step."""
 
-    def report(self, outputs, due, bar):
-        super().report(outputs, due, bar)
+    def report(self, outputs, bar):
+        super().report(outputs, bar)
         if self.model.step % self.block:
             return
         float(outputs["g_loss"])

@@ -1,9 +1,8 @@
-"""A trained model in the formats that others load, without this code: Keras, SavedModel, ONNX and LiteRT.
+"""A trained model in formats that need nothing of this code: Keras, SavedModel, ONNX and LiteRT.
 
-    for name, model in models(dcgan, encoder).items():
-        WRITERS["onnx"](model, f"OUT/{name}", describe(model))
+    write("OUT", dcgan, encoder, "onnx")
 
-Batches are of any size; inputs and outputs have the names and ranges that `MEANINGS` tells.
+Batches are of any size; inputs and outputs have the names and ranges in `MEANINGS`.
 """
 
 from pathlib import Path
@@ -38,7 +37,7 @@ images = generator(z=z)["images"]""",
 
 
 def models(dcgan, encoder=None):
-    """The generator that completes, the discriminator and the encoder, if there is one, as Keras models by name."""
+    """The inference generator, the discriminator and the encoder, if there is one, as Keras models by name."""
     pixels, side = dcgan.image_shape, dcgan.image_size
     found = {
         "generator": plain(dcgan.inference_generator, {"z": (dcgan.z_dim,)}, "images"),
@@ -50,7 +49,7 @@ def models(dcgan, encoder=None):
 
 
 def plain(network, inputs, output):
-    """The same network out of Keras' own layers alone, from `inputs`, shapes by name, to a dict with `output`."""
+    """The same network of Keras' own layers alone, from `inputs`, shapes by name, to a dict with `output`."""
     given = [keras.Input(shape, name=name) for name, shape in inputs.items()]
     values = keras.layers.Concatenate()(given) if len(given) > 1 else given[0]
     for layer in network.layers:
@@ -62,23 +61,28 @@ def plain(network, inputs, output):
 
 
 def describe(model):
-    """A line on what a model takes and gives: names, shapes and ranges."""
-    values = [(tensor.name, tensor.shape) for tensor in model.inputs]
-    values += [(name, tensor.shape) for name, tensor in model.output.items()]
-    *taken, given = (
-        f"{name} ({', '.join(map(str, ('N', *shape[1:])))}), {MEANINGS[name]}" for name, shape in values
+    """A line on a model's inputs and output: names, shapes and ranges."""
+    shapes = {tensor.name: tensor.shape for tensor in model.inputs} | {k: v.shape for k, v in model.output.items()}
+    *inputs, output = (
+        f"{name} ({', '.join(map(str, ('N', *shape[1:])))}), {MEANINGS[name]}" for name, shape in shapes.items()
     )  # fmt: skip
-    return f"{model.name}: {'; and '.join(taken)} -> {given}"
+    return f"{model.name}: {'; and '.join(inputs)} -> {output}"
 
 
-def guide(form, texts):
-    """What the README.md beside exported models says: what they take and give, and how the generator is loaded."""
+def write(folder, dcgan, encoder, form):
+    """Write each network in a format, and a README.md on how they are used, to a new folder; returns their names."""
+    found, texts = models(dcgan, encoder), []
+    Path(folder).mkdir()
+    for name, model in found.items():
+        texts.append(describe(model))
+        WRITERS[form](model, f"{folder}/{name}", texts[-1])
     listed = "\n".join(f"- {text}" for text in texts)
-    return f"{listed}\n\n{USE}\n\n```python\n{LOADING[form]}\n```\n"
+    Path(folder, "README.md").write_text(f"{listed}\n\n{USE}\n\n```python\n{LOADING[form]}\n```\n")
+    return list(found)
 
 
 def function(model):
-    """What a model computes, as a `tf.function`, and the specs of its arguments."""
+    """A model as a `tf.function`, and the specs of its arguments."""
     specs = [tf.TensorSpec(tensor.shape, tensor.dtype, tensor.name) for tensor in model.inputs]
     return tf.function(lambda *values: model(values if len(values) > 1 else values[0], training=False)), specs
 

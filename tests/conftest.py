@@ -212,6 +212,21 @@ def replicated(tiny_dcgan, two_replicas):
 
 
 @pytest.fixture
+def idle_step(monkeypatch):
+    """Training steps that change nothing, for tests of what is around them: to compile a real one takes seconds."""
+    import tensorflow as tf
+
+    from model import DCGAN
+    from training.runs import GANRun
+
+    def train_step(self, images, z, step, d_optimizer, g_optimizer):
+        probabilities = tf.fill((len(z), 1), 0.5)
+        return dict.fromkeys(GANRun.LOSSES, tf.constant(1.0)) | {"d": probabilities, "d_": probabilities}
+
+    monkeypatch.setattr(DCGAN, "train_step", train_step)
+
+
+@pytest.fixture
 def save_image(tmp_path):
     """A function that writes an array, or a PIL image, to a file and returns its path."""
 

@@ -13,20 +13,22 @@ import checkpoint
 from model import DCGAN
 
 
-def trained(tiny_dcgan, directory, steps=2):
-    """A tiny DCGAN after some steps, whose checkpoint is in `directory`, and its optimizers."""
+def stored(tiny_dcgan, directory, step=2):
+    """A tiny DCGAN whose checkpoint of a step is in `directory`."""
     dcgan = tiny_dcgan(ema=0.9)
-    optimizers = dcgan.make_optimizers(0.01, 0.5)
-    step = compiled_step(dcgan, optimizers)
-    for _ in range(steps):
-        step(images(4), zs(4))
-    checkpoint.save(directory, dcgan.networks, {"step": steps}, optimizers)
+    dcgan.step = step
+    checkpoint.save(directory, dcgan.networks, {"step": step}, dcgan.make_optimizers(0.01, 0.5))
     checkpoint.write_config(directory, {"architecture": dcgan.architecture})
-    return dcgan, optimizers
+    return dcgan
 
 
 def test_checkpoint_round_trip(tiny_dcgan, tmp_path):
-    before, old = trained(tiny_dcgan, tmp_path)
+    before = tiny_dcgan(ema=0.9)
+    old = before.make_optimizers(0.01, 0.5)
+    step = compiled_step(before, old)
+    for _ in range(2):
+        step(images(4), zs(4))
+    checkpoint.save(tmp_path, before.networks, {"step": 2}, old)
     after = DCGAN(**TINY, ema=0.9)
     new = after.make_optimizers(0.01, 0.5)
     assert checkpoint.restore(tmp_path, after.networks, optimizers=new) == {"step": 2}
@@ -36,14 +38,14 @@ def test_checkpoint_round_trip(tiny_dcgan, tmp_path):
     assert len(before.networks | old) == 5
     assert int(new["g_optimizer"].iterations) == 4 and int(new["d_optimizer"].iterations) == 2
     x, z = images(4), zs(4)
-    for dcgan, optimizers in ((before, old), (after, new)):
-        compiled_step(dcgan, optimizers)(x, z)
+    step(x, z)
+    compiled_step(after, new)(x, z)
     for a, b in zip(before.generator.variables, after.generator.variables, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_load_for_completion(tiny_dcgan, tmp_path):
-    before, _ = trained(tiny_dcgan, tmp_path)
+    before = stored(tiny_dcgan, tmp_path)
     before.recalibrate_batchnorm()
     after = DCGAN.load(tmp_path)
     assert after.inference_generator is after.generator_ema
@@ -53,7 +55,7 @@ def test_load_for_completion(tiny_dcgan, tmp_path):
 
 
 def test_an_exported_model_draws_nearly_the_same(tiny_dcgan, tmp_path):
-    before, _ = trained(tiny_dcgan, tmp_path / "run")
+    before = stored(tiny_dcgan, tmp_path / "run")
     before.recalibrate_batchnorm()
     before.export(tmp_path / "small")
     after = DCGAN.load(tmp_path / "small")
@@ -80,8 +82,8 @@ def test_an_exported_model_draws_nearly_the_same(tiny_dcgan, tmp_path):
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tiny_dcgan, tmp_path, capsys):
-    trained(tiny_dcgan, tmp_path, steps=2)
-    trained(tiny_dcgan, tmp_path, steps=10)
+    stored(tiny_dcgan, tmp_path, step=2)
+    stored(tiny_dcgan, tmp_path, step=10)
     data = tmp_path / "ckpt-10.data-00000-of-00001"
     content = data.read_bytes()
     (tmp_path / "checkpoint").unlink()
@@ -94,12 +96,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(tiny_dcgan, tm
         DCGAN.load(tmp_path)
 
 
-def test_what_a_killed_run_did_not_list_goes_and_what_is_listed_stays(tiny_dcgan, tmp_path, monkeypatch):
+def test_what_a_killed_run_did_not_list_goes_and_what_is_listed_stays(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    networks = tiny_dcgan().networks
 
     def save(step):
-        checkpoint.save("./run", networks, {"step": step}, {})
+        checkpoint.save("./run", tiny.networks, {"step": step}, {})
         return [int(path.rpartition("-")[2]) for path in checkpoint.find("./run")]
 
     assert [save(step) for step in (1, 2, 3)][-1] == [3, 2, 1]
@@ -111,12 +112,11 @@ def test_what_a_killed_run_did_not_list_goes_and_what_is_listed_stays(tiny_dcgan
     assert save(7) == [7, 6, 5]
 
 
-def test_the_best_checkpoint_is_kept_beside(tiny_dcgan, tmp_path):
-    networks = tiny_dcgan().networks
+def test_the_best_checkpoint_is_kept_beside(tiny, tmp_path):
     config = {"architecture": TINY, "training": {"seed": 1}, "images": 10}
 
     def offer(step, swd, **changes):
-        checkpoint.keep_best(tmp_path, {**config, **changes}, "swd", swd, networks, {"step": step}, {})
+        checkpoint.keep_best(tmp_path, {**config, **changes}, "swd", swd, tiny.networks, {"step": step}, {})
         (kept,) = checkpoint.find(tmp_path)
         return int(kept.rpartition("-")[2])
 
@@ -127,13 +127,12 @@ def test_the_best_checkpoint_is_kept_beside(tiny_dcgan, tmp_path):
     assert offer(9, 30.0, training={"seed": 2}) == 9
     (tmp_path / "config.json").write_text("{")
     assert offer(10, 40.0) == 10
-    checkpoint.save(tmp_path, networks, {"step": 11}, {}, keep=1)
+    checkpoint.save(tmp_path, tiny.networks, {"step": 11}, {}, keep=1)
     assert offer(12, 50.0) == 12 and offer(13, 51.0) == 12
 
 
 def test_a_full_disk_is_one_line_and_leaves_nothing_behind(tiny_dcgan, tmp_path, monkeypatch):
-    trained(tiny_dcgan, tmp_path)
-    dcgan = tiny_dcgan(ema=0.9)
+    dcgan = stored(tiny_dcgan, tmp_path)
     before = sorted(tmp_path.iterdir())
 
     def full(manager, checkpoint_number):

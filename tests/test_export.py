@@ -101,7 +101,7 @@ def exported(dcgan, encoder, tmp_path_factory):
         if form == "weights":
             export.write_weights(folder, dcgan, encoder, folder)
         else:
-            export.write_models(folder, dcgan, encoder, form)
+            formats.write(folder, dcgan, encoder, form)
         return folder
 
     return write

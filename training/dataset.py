@@ -37,17 +37,12 @@ class ImageFolder:
 
         cached = len(self.paths) * np.prod(self.shape) <= cache_mb * 2**20
         self.images = np.empty((len(self.paths), *self.shape), np.uint8) if cached else None
-        good = []
         with concurrent.futures.ThreadPoolExecutor(max_workers=8) as pool:
-            errors = pool.map(self._load if cached else self._check, range(len(self.paths)))
-            for i, error in enumerate(tqdm(errors, "reading images", len(self.paths), leave=False, disable=None)):
-                if error:
-                    tqdm.write(f"skipped {error}", file=sys.stderr)
-                else:
-                    good.append(i)
-        if not good:
+            checked = pool.map(self._check, range(len(self.paths)))
+            checked = list(tqdm(checked, "reading images", len(self.paths), leave=False, disable=None))
+        if not any(checked):
             raise cli.UserError(f"--dataset {directory}: none of its {len(self.paths)} images can be read; see above")
-        self._keep(good)
+        self._keep(np.flatnonzero(checked))
         self.broken, self.error = set(), None  # since then
 
     def __len__(self):
@@ -93,19 +88,18 @@ class ImageFolder:
     def _decode(self, i):
         return utils.read_image(self.paths[i], self.shape[0], self.shape[2])
 
-    def _load(self, i):
-        try:
-            self.images[i] = self._decode(i)
-        except cli.UserError as error:
-            return error
-
     def _check(self, i):
-        """Check the header alone: to decode what memory cannot keep would double the first epoch's work."""
+        """Whether image `i` can be read, into memory if it has a place there; a broken one is reported."""
         try:
-            with Image.open(self.paths[i]):
-                return None
-        except Exception as error:
-            return cli.UserError(f"{self.paths[i]}: not a readable image ({error})")
+            if self.images is not None:
+                self.images[i] = self._decode(i)
+            else:  # the header alone: to decode all would double the first epoch's work
+                Image.open(self.paths[i]).close()
+            return True
+        except Exception as error:  # Pillow raises anything from SyntaxError to struct.error on a damaged file
+            why = error if isinstance(error, cli.UserError) else f"{self.paths[i]}: not a readable image ({error})"
+            tqdm.write(f"skipped {why}", file=sys.stderr)
+            return False
 
     def read(self, i):
         """Image `i` as uint8 (H, W, C); if its file has broken since, that is reported and the next one is used.
@@ -122,10 +116,8 @@ class ImageFolder:
                     tqdm.write(f"skipped {error}", file=sys.stderr)
                 self.broken.add(i)
             if len(self.broken) > len(self) / 10:
-                self.error = cli.UserError(
-                    f"--dataset: {len(self.broken)} of its {len(self)} images can no longer be read, such as "
-                    f"{self.paths[i]}; when they are back, the same command resumes from the newest checkpoint"
-                )
+                lost = f"{len(self.broken)} of its {len(self)} images can no longer be read, such as {self.paths[i]}"
+                self.error = cli.UserError(f"--dataset: {lost}; when they are back, the same command resumes")
                 raise self.error
             i = (i + 1) % len(self)
 

@@ -26,8 +26,6 @@ EPOCH_STEPS = 100  # at the end of an epoch what was learned is evaluated, if th
 class Due(NamedTuple):
     """What is to be done after a step."""
 
-    scalars: bool
-    histograms: bool
     samples: bool
     evaluation: bool
     save: bool
@@ -38,15 +36,13 @@ class Due(NamedTuple):
 class Run:
     """A run that trains networks on images, and resumes from its newest checkpoint.
 
-    A kind of run says what its steps are given, how samples are written and what is measured: `inputs(batch)` returns
-    the arguments of the model's `train_step` by name, `write_samples()` shows what has been learned as a file and in
-    TensorBoard, `measure(stop)` returns what `evaluate` needs, and `recalibrate()` comes before both.
+    A kind of run has three methods of its own: `inputs(batch)` returns the arguments of the model's `train_step` by
+    name, `write_samples()` shows what was learned as a file and in TensorBoard, for `measure(stop)` see `evaluate`.
     """
 
     LOSSES = ()  # the scalars that a step returns
     SHOWN = ()  # those of them that the progress bar shows
     HISTOGRAMS = ()  # what else of a step TensorBoard shows
-    NUMBERS = "step", "epoch", "seen"  # of a checkpoint
 
     def __init__(
         self, model, images, *, epoch, batch_size, learning_rate, beta1, seed, flip,
@@ -54,11 +50,11 @@ class Run:
     ):  # fmt: skip
         """Make the optimizers, and read the newest checkpoint if there is one; nothing is written yet.
 
-        `model` is what is trained, a DCGAN or an Encoder, `images` a dataset.ImageFolder. `epoch` counts the epochs of
-        earlier runs too. What is learned is evaluated at the end, at the end of each epoch (100 steps apart at least)
-        and every `eval_every` steps. `jit_compile` compiles the step with XLA, for one replica. `team` are the
-        workers that train together, by default this one: each reads its part of a batch, and the chief alone writes.
-        Raises UserError if the checkpoint cannot be read, or replicas cannot share a batch.
+        `model` is a DCGAN or an Encoder, `images` a dataset.ImageFolder. `epoch` counts the epochs of earlier runs too.
+        What is learned is evaluated at the end of each epoch (100 steps apart at least) and every `eval_every` steps.
+        `jit_compile` compiles the step with XLA, for one replica. `team` are the workers that train together: each
+        reads its part of a batch, and the chief alone writes. Raises UserError if the checkpoint cannot be read, or
+        replicas cannot share a batch.
         """
         self.model, self.images, self.epochs, self.eval_every = model, images, epoch, eval_every
         self.batch_size, self.seed, self.flip = min(batch_size, len(images)), seed, flip
@@ -70,7 +66,7 @@ class Run:
         check_replicas(self.team, batch_size, len(images), jit_compile)
         self.learning_rate = learning_rate
         self.optimizers = model.make_optimizers(learning_rate, beta1)
-        self.epoch = self.seen = 0  # epochs done, images seen of the next; the steps are the model's
+        self.epoch = self.seen = 0  # epochs done, images seen of the next; the step is the model's
         self.resumed = self.team.chief and bool(checkpoint.find(checkpoint_dir)) and self.restore()
         self.follow_chief()
         self.compiled_step = tf.function(model.train_step, jit_compile=jit_compile)
@@ -79,21 +75,17 @@ class Run:
 
     def restore(self):
         """Read the newest good checkpoint, but keep this run's own learning rate; returns True."""
-        place = checkpoint.restore(self.directory, self.model.networks, self.NUMBERS, self.optimizers)
-        self.model.step, self.epoch, self.seen = place["step"], place["epoch"], place["seen"]
+        numbers = checkpoint.restore(self.directory, self.model.networks, self.numbers(), self.optimizers)
+        self.model.step, self.epoch, self.seen = (numbers[name] for name in ("step", "epoch", "seen"))
         self.set_learning_rate(self.learning_rate)
         self.advance(0)  # there may be fewer images than there were, or larger batches
         return True
 
     def follow_chief(self):
         """Take over the chief's step, weights and optimizers' state."""
-        place = self.team.gather([self.model.step, self.epoch, self.seen])
-        self.model.step, self.epoch, self.seen = place[0]
+        self.model.step, self.epoch, self.seen = self.team.gather([self.model.step, self.epoch, self.seen])[0]
         parts = [*self.model.networks.values(), *self.optimizers.values()]
         self.team.copy_from_chief([variable for part in parts for variable in part.variables])
-
-    def recalibrate(self):
-        """Prepare what was learned to be sampled; most networks need nothing."""
 
     def set_learning_rate(self, value):
         """Set the learning rate of all optimizers."""
@@ -103,9 +95,9 @@ class Run:
     def train(self):
         """Train until `epoch` epochs are done, or SIGINT, SIGTERM or SIGHUP asks to stop; returns that signal, or None.
 
-        Writes a checkpoint every five minutes, when it evaluates and when it ends, and keeps the best one in "best"
-        below; samples every 200 steps; and the TensorBoard record, to a new folder below `log_dir`. Raises UserError if
-        a checkpoint cannot be written, if a loss or a weight is no longer finite, or if too many images cannot be read.
+        Writes a checkpoint every five minutes, when it evaluates and when it ends, the best one to "best" below, and
+        samples every 200 steps. Raises UserError if a checkpoint cannot be written, if a loss or a weight is no longer
+        finite, or if too many images cannot be read.
         """
         if self.epoch >= self.epochs:
             return None
@@ -114,24 +106,24 @@ class Run:
             if self.team.chief:
                 self.prepare_directories()
             bar = stack.enter_context(self.progress_bar())
-            stack.enter_context(self.summary_writer().as_default())
+            folder = str(self.log_dir / f"{self.name}-{time.strftime('%Y%m%d-%H%M%S')}")
+            writer = tf.summary.create_file_writer(folder) if self.team.chief else tf.summary.create_noop_writer()
+            stack.enter_context(writer.as_default())
             self.record_start()
             for batch in self.batches():
                 outputs = self.step(batch)
                 due = self.due(stop)
-                self.report(outputs, due, bar)
+                self.report(outputs, bar)
                 self.check_finite(outputs, due)
                 if self.team.chief:
                     self.write(due, bar, stop)
                 if due.leave:
                     break
-        # if another worker got it, which signal it was is not known here; SIGTERM is what usually ends a job
+        # another worker's signal is unknown here; SIGTERM is what usually ends a job
         return (stop or [signal.SIGTERM])[0] if self.epoch < self.epochs else None
 
     def write(self, due, bar, stop):
         """Save, sample and evaluate, as far as it is due."""
-        if due.samples or due.evaluation:
-            self.recalibrate()
         if due.save:
             checkpoint.save(self.directory, **self.contents())
             self.saved = time.monotonic()
@@ -141,10 +133,10 @@ class Run:
             self.evaluate(bar, () if due.end else stop)
 
     def evaluate(self, bar, stop):
-        """Measure what has been learned, show it, and keep the best checkpoint; leave at once when `stop` is set.
+        """Measure what has been learned, and keep the best checkpoint.
 
-        `measure(stop)` returns the name and the value of the measure that decides, the smaller the better, and what the
-        progress bar shows; or None if it was stopped.
+        `measure(stop)` returns the name of the measure that decides, its value, the smaller the better, and what the
+        progress bar shows; or None as soon as `stop` is set.
         """
         self.evaluated = self.model.step
         bar.set_postfix_str("evaluating")
@@ -168,9 +160,8 @@ class Run:
     def batches(self):
         """All batches that are left, epoch after epoch."""
         while self.epoch < self.epochs:
-            yield from self.images.epoch(
-                self.epoch, self.batch_size, self.seed, self.flip, start=self.seen, share=self.team.share
-            )
+            settings = self.epoch, self.batch_size, self.seed, self.flip
+            yield from self.images.epoch(*settings, start=self.seen, share=self.team.share)
 
     def step(self, batch):
         """Train on one batch; returns the inputs and the outputs of the step."""
@@ -193,19 +184,12 @@ class Run:
         step, end = self.model.step, self.epoch == self.epochs
         epoch_ends = not self.seen and step - self.evaluated >= EPOCH_STEPS
         evaluation = end or not leave and bool(epoch_ends or self.eval_every and step % self.eval_every == 0)
-        return Due(
-            scalars=step % SCALARS_EVERY == 0,
-            histograms=step % HISTOGRAMS_EVERY == 0 or step == 1,
-            samples=step % SAMPLES_EVERY == 0 or step == 1 or end,
-            evaluation=evaluation,
-            save=evaluation or leave or save,
-            end=end,
-            leave=leave,
-        )
+        samples = step % SAMPLES_EVERY == 0 or step == 1 or end
+        return Due(samples, evaluation, save=evaluation or leave or save, end=end, leave=leave)
 
     def check_finite(self, outputs, due):
         """Raise UserError if a loss, or before a checkpoint a weight, is NaN or infinite: none is saved."""
-        values = {name: outputs[name] for name in self.SHOWN if due.scalars or due.save}
+        values = {name: outputs[name] for name in self.SHOWN if due.save or self.model.step % SCALARS_EVERY == 0}
         if due.save:
             values |= {v.path: v for net in self.model.networks.values() for v in net.variables}
         for name, value in values.items():
@@ -215,12 +199,12 @@ class Run:
                     f"command with a smaller one resumes from {checkpoint.newest(self.directory)}"
                 )
 
-    def report(self, outputs, due, bar):
-        """Show what the step returned in TensorBoard and on the progress bar, as far as it is due."""
+    def report(self, outputs, bar):
+        """Show what a step returned in TensorBoard and on the progress bar, every few steps."""
         step = self.model.step
         bar.set_description(f"epoch {self.epoch + bool(self.seen)}/{self.epochs} step {step}", refresh=False)
         bar.update(self.batch_size)
-        if due.scalars:
+        if step % SCALARS_EVERY == 0:
             losses = {name: float(outputs[name]) for name in self.LOSSES}
             (last, then), self.reported = self.reported, (step, time.monotonic())
             images_per_second = (step - last) * self.batch_size / (time.monotonic() - then)
@@ -228,21 +212,24 @@ class Run:
                 tf.summary.scalar(name, value, step)
             self.shown |= {name: f"{losses[name]:.3f}" for name in self.SHOWN}
             bar.set_postfix(self.shown, refresh=False)
-        if due.histograms:
+        if step % HISTOGRAMS_EVERY == 0 or step == 1:
             for name in self.HISTOGRAMS:
                 tf.summary.histogram(name, outputs[name], step)
 
+    def numbers(self):
+        """The whole numbers in a checkpoint of this run."""
+        return {"step": self.model.step, "epoch": self.epoch, "seen": self.seen}
+
     def contents(self):
-        """What a checkpoint of this run holds, as `checkpoint.save` wants it."""
-        numbers = {"step": self.model.step, "epoch": self.epoch, "seen": self.seen}
-        return dict(networks=self.model.networks, numbers=numbers, optimizers=self.optimizers)
+        """What a checkpoint of this run holds, as `checkpoint.save` takes it."""
+        return dict(networks=self.model.networks, numbers=self.numbers(), optimizers=self.optimizers)
 
     def prepare_directories(self):
         """Remove what a killed run left, and write the config and, in a new run, the first checkpoint."""
         for directory in (self.directory, utils.inside(self.directory, "best")):
             checkpoint.remove_unfinished(directory)
-        for directory in (self.directory, self.sample_dir):
-            directory.mkdir(parents=True, exist_ok=True)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.sample_dir.mkdir(parents=True, exist_ok=True)
         checkpoint.write_config(self.directory, self.config)
         if not self.resumed:
             checkpoint.save(self.directory, **self.contents(), keep=1)
@@ -255,12 +242,6 @@ class Run:
         bar = tqdm(total=total, initial=initial, unit="img", dynamic_ncols=True, disable=not self.team.chief)
         bar.mininterval = 0.5 if sys.stderr.isatty() else 30
         return bar
-
-    def summary_writer(self):
-        """TensorBoard's writer, to a new folder."""
-        if not self.team.chief:
-            return tf.summary.create_noop_writer()
-        return tf.summary.create_file_writer(str(self.log_dir / f"{self.name}-{time.strftime('%Y%m%d-%H%M%S')}"))
 
     def record_start(self):
         """Report where a run resumes, and show the graph of the step in TensorBoard."""

@@ -28,9 +28,11 @@ class GANRun(Run):
         z = ops.random_z((self.batch_size, self.model.z_dim), self.seed, "batch z", self.model.step)
         return {"images": batch, "z": self.team.share(z)}
 
-    def recalibrate(self):
-        """Estimate batch norm's statistics of the moving average anew."""
-        self.model.recalibrate_batchnorm()
+    def write(self, due, bar, stop):
+        """As `Run.write`; the moving average needs statistics of its own before it is sampled."""
+        if due.samples or due.evaluation:
+            self.model.recalibrate_batchnorm()
+        super().write(due, bar, stop)
 
     def write_samples(self):
         """Write an 8x8 grid of G(z), of the same z each time, by the inference generator."""
@@ -74,7 +76,6 @@ class EncoderRun(Run):
 
     LOSSES = "e_loss", "e_loss_all", "e_loss_hole"
     SHOWN = "e_loss", "e_loss_hole"
-    NUMBERS = *Run.NUMBERS, "fingerprint"
 
     def __init__(self, encoder, images, held_out, name, **options):
         """As `Run`; `held_out` are images, uint8 (N, H, W, C), to evaluate on; `name` is that of its samples."""
@@ -103,10 +104,9 @@ class EncoderRun(Run):
         masked_images, drawn_masks = masks.mask_each(np.asarray(batch), self.team.share(holes))
         return {"images": batch, "masked": masked_images, "masks": drawn_masks}
 
-    def contents(self):
-        """What a checkpoint holds, with the generator's fingerprint."""
-        contents = super().contents()
-        return contents | {"numbers": contents["numbers"] | {"fingerprint": self.fingerprint}}
+    def numbers(self):
+        """As `Run.numbers`, with the generator's fingerprint."""
+        return super().numbers() | {"fingerprint": self.fingerprint}
 
     def step(self, batch):
         """As `Run.step`; the learning rate falls to 0 along half a cosine."""

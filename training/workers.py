@@ -38,8 +38,8 @@ LOST = tuple(
 def join(place, timeout):
     """Meet the other workers, and return the `Team`; TensorFlow must not have computed anything yet.
 
-    Raises UserError, naming the missing ones, if not all have come within `timeout` seconds. From then on SIGTERM ends
-    the process by SystemExit, until a run defers it.
+    Raises UserError, naming the missing, if not all have come within `timeout` seconds. From then on SIGTERM ends the
+    process by SystemExit, until a run defers it.
     """
     ops.grow_memory()
     if place.count == 1:
@@ -52,23 +52,22 @@ def join(place, timeout):
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
         tf.train.ClusterSpec({"worker": addresses}), task_type="worker", task_id=place.index, rpc_layer="grpc"
     )
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    if before[signal.SIGINT] != signal.SIG_IGN:
+    sigint, sigterm = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    if sigint != signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python handles no signal while TensorFlow waits
     try:
         return Team(tf.distribute.MultiWorkerMirroredStrategy(resolver), place.index, addresses)
     except (tf.errors.OpError, RuntimeError) as error:
         missing = cluster.absent(addresses, place.index)
         time.sleep(LINGER_SECONDS)
+        reason = textwrap.shorten(cli.reason(error), 150)
+        why = f"{own}: the workers could not meet ({reason}); see that the network is open"
         if missing:
             why = f"--join_timeout {timeout}: {' and '.join(missing)} did not come, or left again; see there why"
-        else:
-            reason = textwrap.shorten(cli.reason(error), 150)
-            why = f"{own}: the workers could not meet ({reason}); see that the network is open"
         raise cli.UserError(f"{why}, and start all again") from error
     finally:
-        signal.signal(signal.SIGINT, before[signal.SIGINT])
-        if before[signal.SIGTERM] != signal.SIG_IGN:  # TensorFlow has made it do nothing
+        signal.signal(signal.SIGINT, sigint)
+        if sigterm != signal.SIG_IGN:  # TensorFlow has made it do nothing
             signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
@@ -77,14 +76,9 @@ def limit_waiting(count, timeout):
 
     There is no public way; but its strategy does not change what has been configured before.
     """
-    job = coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=count)
-    shared = context.context()
-    shared.configure_coordination_service(
-        service_type="standalone",
-        service_leader="/job:worker/replica:0/task:0",
-        cluster_register_timeout_in_ms=1000 * timeout,
-        coordinated_jobs=[job],
-    )
+    jobs, shared = [coordination_config_pb2.CoordinatedJob(name="worker", num_tasks=count)], context.context()
+    options = dict(cluster_register_timeout_in_ms=1000 * timeout, coordinated_jobs=jobs)
+    shared.configure_coordination_service("standalone", service_leader="/job:worker/replica:0/task:0", **options)
     shared._coordination_service_config.cluster_register_with_barrier = True  # else the chief waits for an hour
 
 
@@ -97,9 +91,8 @@ def slurm_addresses(index):
         job, step = (int(os.environ.get(f"SLURM_{name}_ID", 0)) for name in ("JOB", "STEP"))
         port = 20000 + 16 * ((job + 37 * step) % 750)
         # Slurm itself gives each task its GPUs; the resolver would ask nvidia-smi, and needs as many as there are tasks
-        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
-            port_base=port, gpus_per_node=2**16, gpus_per_task=1, auto_set_gpu=False
-        )
+        options = dict(port_base=port, gpus_per_node=2**16, gpus_per_task=1, auto_set_gpu=False)
+        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(**options)
         addresses = resolver.cluster_spec().as_dict()["worker"]
     except (RuntimeError, ValueError, AssertionError) as error:
         raise cli.UserError(f"Slurm: {cli.reason(error)}; start the workers by srun, or set TF_CONFIG") from error
@@ -107,10 +100,8 @@ def slurm_addresses(index):
     addresses.sort(key=lambda text: [part.zfill(10) if part.isdigit() else part for part in re.split(r"(\d+)", text)])
     host = os.environ.get("SLURMD_NODENAME")
     if host and addresses[index].rpartition(":")[0] != host:
-        raise cli.UserError(
-            f"Slurm: task {index} runs on {host}, against block distribution; start with srun "
-            "--distribution=block, or unset SLURM_STEP_NUM_TASKS to train alone"
-        )
+        remedy = "start with srun --distribution=block, or unset SLURM_STEP_NUM_TASKS to train alone"
+        raise cli.UserError(f"Slurm: task {index} runs on {host}, against block distribution; {remedy}")
     return addresses
 
 
@@ -157,10 +148,9 @@ class Team:
         given = self.gather(settings())
         for name, i in itertools.product(given[0], range(1, self.count)):
             if given[i][name] != given[0][name]:
-                raise cli.UserError(
-                    f"{name}: {given[i][name]} for worker {i} ({self.addresses[i]}), {given[0][name]} for worker 0 "
-                    f"({self.addresses[0]}); start all with the same images, model and flags, --precision too"
-                )
+                found = [f"{given[k][name]} for worker {k} ({self.addresses[k]})" for k in (i, 0)]
+                remedy = "start all with the same images, model and flags, --precision too"
+                raise cli.UserError(f"{name}: {', '.join(found)}; {remedy}")
 
     def copy_from_chief(self, variables):
         """Give variables the chief's values."""

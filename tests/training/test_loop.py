@@ -1,4 +1,4 @@
-"""A run: what it is fed, when it saves and evaluates, how it stops and goes on."""
+"""A run: what it is fed, when it saves and evaluates, how it stops and resumes."""
 
 import json
 import signal
@@ -55,27 +55,42 @@ def train(home, folder, stops=(), **options):
     return run
 
 
-def test_a_stopped_run_goes_on_as_if_never_stopped(folder, tmp_path):
-    whole, parts = train(tmp_path / "whole", folder), train(tmp_path / "parts", folder, stops=(2, 6, 7))
-    fed = whole.fed
-    assert len(fed) == len(parts.fed) == 12
-    for (x, z), (x_, z_) in zip(fed, parts.fed, strict=True):
+def assert_equal_feeds(first, second):
+    assert len(first.fed) == len(second.fed)
+    for (x, z), (x_, z_) in zip(first.fed, second.fed, strict=True):
         np.testing.assert_array_equal(x, x_)
         np.testing.assert_array_equal(z, z_)
+
+
+def test_a_resumed_run_is_fed_what_an_unstopped_one_is(folder, tmp_path, two_replicas, idle_step):
+    whole, parts = train(tmp_path / "whole", folder), train(tmp_path / "parts", folder, stops=(2, 6, 7))
+    assert_equal_feeds(whole, parts)
     # each step has a z and images of its own, each epoch another order, and some are mirrored
-    assert len({z.tobytes() for _, z in fed}) == 12
+    assert len({z.tobytes() for _, z in whole.fed}) == len(whole.fed) == 12
     files = [utils.to_float(utils.read_image(p, 16, 3)) for p in utils.find_images(folder)]
-    upright = [any(np.array_equal(image, file) for file in files) for x, _ in fed for image in x]
+    upright = [any(np.array_equal(image, file) for file in files) for x, _ in whole.fed for image in x]
     assert 0.2 < np.mean(upright) < 0.8
     assert (parts.model.step, parts.epoch, parts.seen) == (12, 4, 0)
+    with two_replicas.scope():
+        parts = train(tmp_path / "replicas", folder, stops=(3,), batch_size=4)
+    assert_equal_feeds(train(tmp_path / "alone", folder, batch_size=4), parts)
+
+
+def test_a_stopped_run_ends_as_if_never_stopped(folder, tmp_path):
+    whole, parts = train(tmp_path / "whole", folder), train(tmp_path / "parts", folder, stops=(7,))
     trained, resumed = (run.model.networks | run.optimizers for run in (whole, parts))
     assert set(trained) == {"generator", "discriminator", "averaged", "d_optimizer", "g_optimizer"}
     for name in trained:
         for a, b in zip(trained[name].variables, resumed[name].variables, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-4, err_msg=f"{name} {a.path}")
+    # the samples are the moving average's
+    grid = np.asarray(Image.open(tmp_path / "whole/sample/checkpoint_000012.png"))
+    whole.model.recalibrate_batchnorm()
+    samples = whole.model.generator_ema(ops.random_z((64, 5), 1, "samples"), training=False)
+    np.testing.assert_allclose(grid, utils.image_grid(samples, columns=8), atol=1)
 
 
-def test_nothing_is_lost_to_a_signal_while_samples_are_drawn(folder, tmp_path, monkeypatch):
+def test_nothing_is_lost_to_a_signal_while_samples_are_drawn(folder, tmp_path, monkeypatch, idle_step):
     monkeypatch.setattr(GANRun, "write_samples", lambda self: signal.raise_signal(signal.SIGTERM))
     dcgan = DCGAN(**TINY)
     assert GANRun(dcgan, ImageFolder(folder, 16, 3), **settings(tmp_path)).train() == signal.SIGTERM
@@ -83,7 +98,7 @@ def test_nothing_is_lost_to_a_signal_while_samples_are_drawn(folder, tmp_path, m
 
 
 @pytest.mark.parametrize("method", ["step", "report", "evaluate"])
-def test_a_signal_does_not_spare_the_last_evaluation(folder, tmp_path, monkeypatch, method):
+def test_a_signal_does_not_spare_the_last_evaluation(folder, tmp_path, monkeypatch, idle_step, method):
     original = getattr(GANRun, method)
 
     def interrupted(self, *args):
@@ -134,11 +149,9 @@ def test_an_evaluation_compares_the_same_samples_and_images_each_time(folder, tm
     assert len(kept) == 3
 
 
-def test_checkpoints_at_the_start_at_intervals_and_at_epochs_ends(folder, tmp_path, monkeypatch):
+def test_checkpoints_at_the_start_at_intervals_and_at_epochs_ends(folder, tmp_path, monkeypatch, idle_step):
     saved = []
-    monkeypatch.setattr(
-        checkpoint, "save", lambda directory, networks, numbers, optimizers, keep=3: saved.append(numbers["step"])
-    )
+    monkeypatch.setattr(checkpoint, "save", lambda *_, numbers, **__: saved.append(numbers["step"]))
     monkeypatch.setattr(checkpoint, "keep_best", lambda *_, **__: None)
     train(tmp_path / "short", folder)
     assert saved == [0, 12]
@@ -155,7 +168,7 @@ def test_checkpoints_at_the_start_at_intervals_and_at_epochs_ends(folder, tmp_pa
     assert saved == list(range(13))
 
 
-def test_settings_of_a_resumed_run(folder, tmp_path):
+def test_settings_of_a_resumed_run(folder, tmp_path, idle_step):
     train(tmp_path, folder, epoch=1)
     for optimizer in train(tmp_path, folder, epoch=2, learning_rate=0.5).optimizers.values():
         assert float(optimizer.learning_rate) == 0.5
@@ -166,16 +179,7 @@ def test_settings_of_a_resumed_run(folder, tmp_path):
     assert [len(x) for x, _ in run.fed] == [10, 10] and run.epoch == 5
 
 
-def test_samples_are_the_averaged_generators(folder, tmp_path):
-    dcgan = train(tmp_path, folder).model
-    grid = np.asarray(Image.open(tmp_path / "sample/checkpoint_000012.png"))
-    dcgan.recalibrate_batchnorm()
-    samples = dcgan.generator_ema(ops.random_z((64, 5), 1, "samples"), training=False)
-    np.testing.assert_allclose(grid, utils.image_grid(samples, columns=8), atol=1)
-
-
-def test_training_on_two_replicas_stops_and_goes_on(folder, tmp_path, two_replicas):
-    whole = train(tmp_path / "whole", folder, batch_size=4)
+def test_training_on_two_replicas_stops_and_resumes(folder, tmp_path, two_replicas):
     with two_replicas.scope():
         parts = train(tmp_path / "parts", folder, stops=(3,), batch_size=4)
         assert parts.model.strategy.num_replicas_in_sync == 2 and parts.model.step == 8
@@ -184,11 +188,7 @@ def test_training_on_two_replicas_stops_and_goes_on(folder, tmp_path, two_replic
         (folder / "a" / "0.png").unlink()
         with pytest.raises(cli.UserError, match="--dataset: holds 9 images, which 2 GPUs cannot share"):
             train(tmp_path / "few", folder, batch_size=64)
-    for (x, z), (x_, z_) in zip(whole.fed, parts.fed, strict=True):
-        np.testing.assert_array_equal(x, x_)
-        np.testing.assert_array_equal(z, z_)
-    z = zs(2)
-    loaded = DCGAN.load(tmp_path / "parts" / "checkpoint")
+    z, loaded = zs(2), DCGAN.load(tmp_path / "parts/checkpoint")
     np.testing.assert_allclose(loaded.generator(z), parts.model.generator(z), atol=1e-5)
     np.testing.assert_allclose(loaded.generator_ema(z), parts.model.generator_ema(z), atol=1e-5)
 
@@ -199,24 +199,22 @@ def train_encoder(home, folder, dcgan, stops=(), **options):
         keras.utils.set_random_seed(1)
         files = ImageFolder(folder, 16, 3)
         run = EncoderRun(Encoder(dcgan), files, files.hold_out(1, 1), "pictures", **settings(home, **options))
-        if stop:
-            original = run.step
+        original = run.step
 
-            def step(batch, original=original, run=run, stop=stop):
-                outputs = original(batch)
-                if run.model.step == stop:
-                    signal.raise_signal(signal.SIGTERM)
-                return outputs
+        def step(batch, original=original, run=run, stop=stop):
+            outputs = original(batch)
+            if run.model.step == stop:
+                signal.raise_signal(signal.SIGTERM)
+            return outputs
 
-            run.step = step
+        run.step = step
         assert (run.train() is None) == (stop is None)
     return run
 
 
-def test_a_stopped_encoder_goes_on_as_if_never_stopped(folder, tmp_path, tiny_dcgan):
-    dcgan = tiny_dcgan()
-    whole = train_encoder(tmp_path / "whole", folder, dcgan)
-    parts = train_encoder(tmp_path / "parts", folder, dcgan, stops=(2, 7))
+def test_a_stopped_encoder_ends_as_if_never_stopped(folder, tmp_path, tiny):
+    whole = train_encoder(tmp_path / "whole", folder, tiny)
+    parts = train_encoder(tmp_path / "parts", folder, tiny, stops=(7,))
     assert (parts.model.step, parts.epoch, parts.seen) == (12, 4, 0)
     (whole_adam,), (parts_adam,) = whole.optimizers.values(), parts.optimizers.values()
     for a, b in zip(whole.model.network.variables, parts.model.network.variables, strict=True):
@@ -229,6 +227,15 @@ def test_a_stopped_encoder_goes_on_as_if_never_stopped(folder, tmp_path, tiny_dc
     assert {"e_loss", "e_loss_all", "e_loss_hole", "images_per_second"} & {*events(record).Tags()["tensors"]}
     assert "error/hole" in events(record).Tags()["tensors"]
     assert Image.open(tmp_path / "whole/sample/pictures_000012.png").size[1] > 3 * 128
+
+    # the best is kept by its error in holes
+    best = json.loads((tmp_path / "whole/checkpoint/best/config.json").read_text())
+    assert best["fingerprint"] == tiny.fingerprint() and best["images"] == 9
+    (kind, mask), image, encoder = whole.holes[0], whole.held_out[:1], Encoder(tiny)
+    checkpoint.restore(tmp_path / "whole/checkpoint/best", encoder.networks)
+    shown, known = masks.holes(kind, [mask]).masked(image)
+    error = abs(tiny.draw(encoder.guess(shown, known)) - image)[np.broadcast_to(known == 0, image.shape)]
+    assert best["hole"] == pytest.approx(127.5 * error.mean(), rel=1e-3)
 
 
 def test_images_kept_apart_are_not_learned_from(folder, monkeypatch):
@@ -247,22 +254,10 @@ def test_images_kept_apart_are_not_learned_from(folder, monkeypatch):
         assert seen == sorted(x.tobytes() for x in everything)
 
 
-def test_the_best_encoder_is_kept_by_its_error_in_holes(folder, tmp_path, tiny_dcgan, monkeypatch):
-    run = train_encoder(tmp_path, folder, tiny_dcgan())
-    best = json.loads((tmp_path / "checkpoint/best/config.json").read_text())
-    assert best["fingerprint"] == run.model.dcgan.fingerprint() and best["images"] == 9
-    (kind, mask), image = run.holes[0], run.held_out[:1]
-    encoder, _ = Encoder(run.model.dcgan), checkpoint.restore
-    checkpoint.restore(tmp_path / "checkpoint/best", encoder.networks)
-    shown, known = masks.holes(kind, [mask]).masked(image)
-    error = abs(run.model.dcgan.draw(encoder.guess(shown, known)) - image)[np.broadcast_to(known == 0, image.shape)]
-    assert best["hole"] == pytest.approx(127.5 * error.mean(), rel=1e-3)
-
-
-def test_a_new_generator_takes_over_the_weights_of_the_old_ones_encoder(folder, tmp_path, tiny_dcgan, capsys):
-    old, new = tiny_dcgan(), tiny_dcgan()
+def test_a_new_generator_takes_over_the_weights_of_the_old_ones_encoder(folder, tmp_path, tiny, tiny_dcgan, capsys):
+    new = tiny_dcgan()
     new.generator.trainable_variables[0].assign_add(new.generator.trainable_variables[0])
-    before = train_encoder(tmp_path, folder, old)
+    before = train_encoder(tmp_path, folder, tiny, epoch=1)
     files = ImageFolder(folder, 16, 3)
     run = EncoderRun(Encoder(new), files, files.hold_out(1, 1), "pictures", **settings(tmp_path))
     assert "is for another generator; a new run starts from its weights" in capsys.readouterr().out
@@ -275,14 +270,16 @@ def test_a_new_generator_takes_over_the_weights_of_the_old_ones_encoder(folder, 
     assert json.loads((tmp_path / "checkpoint/best/config.json").read_text())["fingerprint"] == new.fingerprint()
 
 
-def test_no_held_out_image_has_a_hole_that_hides_nothing(folder, tmp_path, tiny_dcgan):
+def test_no_held_out_image_has_a_hole_that_hides_nothing(folder, tmp_path, tiny):
     files = ImageFolder(folder, 16, 3)
-    run = EncoderRun(Encoder(tiny_dcgan()), files, np.zeros((300, 16, 16, 3)), "pictures", **settings(tmp_path))
+    run = EncoderRun(Encoder(tiny), files, np.zeros((300, 16, 16, 3)), "pictures", **settings(tmp_path))
     assert len(run.holes) == 300 and {kind for kind, _ in run.holes} == {*masks.TYPES, "boxes", "strokes"} - {"full"}
 
 
-def test_a_diverged_run_stops_before_it_is_saved(folder, tmp_path):
-    train(tmp_path, folder, epoch=1)
+def test_a_diverged_run_stops_before_it_is_saved(folder, tmp_path, tiny_dcgan):
+    dcgan = tiny_dcgan(ema=0.9)
+    dcgan.step = 3
+    GANRun(dcgan, ImageFolder(folder, 16, 3), **settings(tmp_path)).prepare_directories()
     with pytest.raises(cli.UserError, match="not finite at step.*resumes from .*ckpt-3"):
         train(tmp_path, folder, epoch=3, learning_rate=1e30)
     dcgan = DCGAN(**TINY)

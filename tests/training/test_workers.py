@@ -35,24 +35,26 @@ def wait_for(workers, text, i=0, seconds=90):
         time.sleep(0.1)
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_workers_read_what_one_would_each_file_once(tmp_path, count, monkeypatch):
-    write_images(tmp_path / "images", 1290, RNG)
+def test_workers_read_what_one_would_each_file_once(tmp_path, monkeypatch):
+    write_images(tmp_path / "images", 330, RNG)
     images = ImageFolder(tmp_path / "images", 16, 3, cache_mb=0)
     read = []
     decode = images._decode
     monkeypatch.setattr(images, "_decode", lambda i: read.append(i) or decode(i))
     settings = dict(number=1, batch_size=64, seed=3, flip=True)
     alone = [batch.numpy() for batch in images.epoch(**settings)]
-    assert len(alone) == 20 and len(set(read)) == len(read) == 1280
-    of_one, read[:] = set(read), []
-    teams = [Team(None, i, [""] * count) for i in range(count)]
-    shares = [[batch.numpy() for batch in images.epoch(**settings, share=team.share)] for team in teams]
-    assert set(read) == of_one and len(read) == 1280
-    for whole, *parts in zip(alone, *shares, strict=True):
-        np.testing.assert_array_equal(np.concatenate(parts), whole)
+    assert len(alone) == 5 and len(set(read)) == len(read) == 320
+    of_one = set(read)
+    for count in (2, 4):
+        read.clear()
+        teams = [Team(None, i, [""] * count) for i in range(count)]
+        shares = [[batch.numpy() for batch in images.epoch(**settings, share=team.share)] for team in teams]
+        assert set(read) == of_one and len(read) == 320
+        for whole, *parts in zip(alone, *shares, strict=True):
+            np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
+@pytest.mark.slow
 def test_two_workers_train_as_two_replicas_do(tmp_path, two_replicas):
     write_images(tmp_path / "images", 1280, RNG)
     workers = Workers(
@@ -75,6 +77,7 @@ def test_two_workers_train_as_two_replicas_do(tmp_path, two_replicas):
     assert len(list((tmp_path / "logs").iterdir())) == 1 and len(list((tmp_path / "samples").iterdir())) == 2
 
 
+@pytest.mark.slow
 def test_a_run_outlives_its_workers(tmp_path):
     """One gets SIGTERM, and all leave; another is killed, and the others say so; fewer go on."""
     write_images(tmp_path / "images", 24, RNG)
@@ -102,6 +105,7 @@ def test_a_run_outlives_its_workers(tmp_path):
     assert workers.wait(60) == [128 + signal.SIGTERM] and steps(tmp_path)[-1] > newest
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "flag, other, name, values",
     [
@@ -109,7 +113,7 @@ def test_a_run_outlives_its_workers(tmp_path):
         ("--dataset", "others", "images", (r"24 \(\w+\)", r"24 \(\w+\)")),
     ],
 )
-def test_workers_that_differ_are_told_in_what(tmp_path, flag, other, name, values):
+def test_what_differs_between_workers_is_named(tmp_path, flag, other, name, values):
     write_images(tmp_path / "images", 24, RNG)
     write_images(tmp_path / "others", 24, RNG)
     workers = Workers(tmp_path, 2, FLAGS, [*FLAGS, flag, other])
@@ -121,6 +125,7 @@ def test_workers_that_differ_are_told_in_what(tmp_path, flag, other, name, value
     assert not steps(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_worker_that_never_comes_is_named(tmp_path):
     write_images(tmp_path / "images", 24, RNG)
     workers = Workers(tmp_path, 2, [*FLAGS, "--join_timeout", 5], ["--version"])
@@ -129,6 +134,7 @@ def test_a_worker_that_never_comes_is_named(tmp_path):
     assert f"error: --join_timeout 5: worker 1 ({workers.addresses[1]}) did not come" in line
 
 
+@pytest.mark.slow
 def test_two_workers_train_an_encoder_as_two_replicas_do(trained, tmp_path, two_replicas):
     for copy in ("workers", "replicas"):
         shutil.copytree(trained, tmp_path / copy, ignore=shutil.ignore_patterns("logs", "samples"))
