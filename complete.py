@@ -42,9 +42,8 @@ def parse_args():
 
     hole = parser.add_argument_group("the hole")
     add = hole.add_mutually_exclusive_group().add_argument
-    kinds = [*masks.TYPES, "alpha"]
-    text = f"{', '.join(kinds)}; alpha fills what is transparent (center; alpha if all images have such parts)"
-    add("--maskType", choices=kinds, metavar="TYPE", help=text)
+    text = "alpha fills what is transparent (center; alpha if all images have such parts)"
+    add("--maskType", choices=[*masks.TYPES, "alpha"], help=text)
     add("--mask", metavar="FILE", help="mask image for all images, white = fill")
     add("--maskDir", metavar="DIR", help="folder that holds a mask image of the same name for each image")
     add = hole.add_argument
@@ -60,8 +59,7 @@ def parse_args():
     add("--window", type=cli.number(int, 3, 511), default=7, help="side of the neighbourhood, odd (%(default)s)")
 
     add = parser.add_argument_group("the result").add_argument
-    text = "how G(z) is fitted to the image (gaussian where the model has a covariance, else poisson)"
-    add("--blend", choices=["gaussian", "poisson", "none"], help=text)
+    add("--blend", choices=["gaussian", "poisson", "none"], help="gaussian where there is a covariance, else poisson")
     text = f"how much gaussian keeps of what G drew beyond the most probable face ({DETAIL})"
     add("--detail", type=share, help=text)
     add("--samples", type=count, default=1, metavar="S", help="different completions of each image (%(default)s)")
@@ -87,8 +85,7 @@ def check(args):
 def read_images(args, size, channels):
     """The files of IMAGE and their holes; says which do not look like aligned faces."""
     images = inputs.prepare(inputs.open_images(args.imgs), size, channels, args)
-    sizes = zip(images.paths, images.sizes, strict=True)
-    odd = [path for path, (width, height) in sizes if width != height or width > 2 * size]
+    odd = [path for path, (w, h) in zip(images.paths, images.sizes, strict=True) if w != h or w > 2 * size]
     if odd := [path for path in odd if not record.record_above(path)]:
         which = f"{odd[0]}{f' and {len(odd) - 1} more' if odd[1:] else ''}"
         print(f"{which}: not an aligned face, it seems; --photo completes whole photos", file=sys.stderr)
@@ -104,20 +101,18 @@ def load_completer(args, directory):
         device = ops.use_device()
     settings = {name: getattr(args, flag) for name, (flag, *_) in SEARCH.items() if getattr(args, flag) is not None}
     completer = Completer.load(directory, args.start, args.blend, args.detail, args.seed, **settings)
-    print(f"{device}\n{checkpoint.describe(directory, completer.dcgan.step)}")
     start = f"an encoder of step {completer.encoder.step}" if completer.encoder else "candidates"
+    print(f"{device}\n{checkpoint.describe(directory, completer.dcgan.step)}")
     print(f"start: {start}; blending: {completer.blending}")
     return completer
 
 
 def read_photos(args, size, channels, folder):
     """The faces that are cut out of the photos of IMAGE, with their holes, and the `record.Crop` of each."""
-    settings = alignment.Settings(
-        size=size, faces=args.faces or "largest", mask=args.mask, mask_dir=args.maskDir, points=args.points
-    )
+    given = dict(mask=args.mask, mask_dir=args.maskDir, points=args.points)
+    settings = alignment.Settings(size, faces=args.faces or "largest", **given)
     crops = {crop.path: crop for crop in alignment.align_photos(args.imgs, folder, settings, keep=True)}
-    damaged = any(crop.pixels.shape[2] == 4 for crop in crops.values())
-    kind = args.maskType or ("alpha" if damaged else None)
+    kind = args.maskType or ("alpha" if any(crop.pixels.shape[2] == 4 for crop in crops.values()) else None)
     flags = argparse.Namespace(**vars(args) | dict(imgs=[folder], mask=None, maskDir=None, maskType=kind))
     pictures = ((path, Image.fromarray(crop.pixels)) for path, crop in crops.items())
     images = inputs.prepare(pictures, size, channels, flags)
@@ -125,8 +120,7 @@ def read_photos(args, size, channels, folder):
 
 
 def complete(args):
-    directory, size, channels = check(args)
-    out_dir, crops = Path(args.outDir), None
+    (directory, size, channels), out_dir, crops = check(args), Path(args.outDir), None
     if args.photo:
         utils.make_directory(out_dir, "--outDir", empty=True)
     with utils.removed_on_error(out_dir / "aligned") if args.photo else contextlib.nullcontext():
@@ -142,8 +136,8 @@ def complete(args):
     log_dir /= f"{os.path.basename(os.path.realpath(out_dir))}-{time.strftime('%Y%m%d-%H%M%S')}"
     completed, summary = output.complete(completer, images, args.samples, args.batchSize, out_dir, log_dir)
     if images.holes.kind not in ("lowres", "full"):
-        crops = crops or record.find_crops(images.paths)
         folders = [out_dir / (f"photos_{sample}" if args.samples > 1 else "photos") for sample in range(args.samples)]
+        crops = crops or record.find_crops(images.paths)
         restored = restoring.restore(folders, crops, images.holes, images.pixels, completed, args.seed)
         for folder, (count, outside) in zip(folders, restored, strict=True):
             if count:
@@ -151,10 +145,6 @@ def complete(args):
     print(summary)
 
 
-def main():
-    parser, args = parse_args()
-    return parser.run(complete, args)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    parser, args = parse_args()
+    sys.exit(parser.run(complete, args))
