@@ -37,11 +37,13 @@ def table(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-def test_speed(tmp_path, monkeypatch, table):
+def test_speed(tmp_path, monkeypatch, table, two_replicas):
     rng = np.random.default_rng(0)
     for i in range(4):
         utils.write_image(tmp_path / f"{i}.png", rng.integers(0, 256, (64, 64, 3), np.uint8))
     monkeypatch.setattr(speed, "ARCHITECTURE", TINY | dict(image_size=64, z_dim=100, ema=0.9))
+    # one strategy for all tests of a process, see `two_replicas`
+    monkeypatch.setattr(speed.tf.distribute, "MirroredStrategy", lambda devices: two_replicas)
     monkeypatch.setattr(speed, "limit", partial(speed.limit, size=1024, count=1))
     rows = table(speed, *"--blocks 2 --steps 1 --batch_size 2 --dataset".split(), tmp_path)
     assert {"train(), float32", "step, float32", "step, mixed_bfloat16", "plain port to Keras, float32"} < rows.keys()
