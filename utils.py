@@ -1,11 +1,13 @@
 """Files and pictures: what the scripts share to find, read and write images. Knows nothing of TensorFlow."""
 
+import collections
 import contextlib
 import json
 import math
 import os
 import re
 import shutil
+import sys
 import tempfile
 import warnings
 import zipfile
@@ -20,14 +22,50 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 # Pillow would only warn of what `open_image` refuses
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
-IMAGE_SUFFIXES = ".bmp", ".jpeg", ".jpg", ".png", ".webp"
+IMAGE_SUFFIXES = ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .mpo .pgm .png .ppm .tga .tif .tiff .webp".split()
+HEIF_SUFFIXES, HEIF = [".heic", ".heif", ".hif"], "needs pip install pillow-heif"
+try:
+    import pillow_heif
+except ImportError:
+    pass
+else:
+    pillow_heif.register_heif_opener()
+    IMAGE_SUFFIXES += HEIF_SUFFIXES
 NO_IMAGES = f"holds no images ({', '.join(IMAGE_SUFFIXES)})"
 TABLE = dict(newline="", encoding="utf-8", errors="surrogateescape")  # names that are not UTF-8 survive in it
 
 
-def find_images(directory):
-    """The paths of all image files (by suffix) below `directory`, sorted: a seed draws the same ones everywhere."""
-    return sorted(p for p in Path(directory).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+def find_files(directory):
+    """Yield the paths of all files below `directory`. Linked folders are searched, each one once and none above it."""
+    waiting, seen = [directory], set(Path(os.path.realpath(directory)).parents)
+    for top in waiting:
+        for folder, folders, names in os.walk(top, onerror=lambda error: print(f"skipped {error}", file=sys.stderr)):
+            place = Path(os.path.realpath(folder))
+            if place in seen:
+                folders.clear()
+                continue
+            seen.add(place)
+            folders.sort()  # which of two links to a folder comes first
+            waiting += filter(os.path.islink, (os.path.join(folder, name) for name in folders))
+            yield from filter(os.path.isfile, (Path(folder, name) for name in names))
+
+
+def find_images(directory, report=False):
+    """The paths of all image files (by suffix) below `directory`, sorted: a seed draws the same ones everywhere.
+
+    report: whether standard error tells of the files left out, but for hidden ones and align.py's record.
+    """
+    images, others = [], collections.Counter()
+    for path in find_files(directory):
+        suffix = path.suffix.lower()
+        if suffix in IMAGE_SUFFIXES:
+            images.append(path)
+        elif not path.name.startswith(".") and path.name != "align.csv":
+            others[suffix or "without a suffix"] += 1
+    if report and others:
+        counts = (f"{count} {suffix}{f' ({HEIF})' * (suffix in HEIF_SUFFIXES)}" for suffix, count in others.items())
+        print(f"skipped in {directory}: {', '.join(sorted(counts))}", file=sys.stderr)
+    return sorted(images)
 
 
 def open_image(path):
@@ -39,7 +77,7 @@ def open_image(path):
     except FileNotFoundError as error:
         raise cli.UserError(f"{path}: no such file") from error
     except Exception as error:
-        why = getattr(error, "strerror", None) or error
+        why = HEIF if Path(path).suffix.lower() in HEIF_SUFFIXES else getattr(error, "strerror", None) or error
         raise cli.UserError(f"{path}: not a readable image ({why})") from error
 
 

@@ -29,7 +29,7 @@ class Images(NamedTuple):
 def open_images(names):
     """Yield the path and the Pillow image of all files among `names`, folders searched; reports those that are none."""
     for name in map(Path, names):
-        found = utils.find_images(name) if name.is_dir() else [name]
+        found = utils.find_images(name, report=True) if name.is_dir() else [name]
         if not found and len(names) > 1:
             print(f"skipped {name}: a folder without images", file=sys.stderr)
         for path in found:

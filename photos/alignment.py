@@ -106,7 +106,7 @@ def align_file(output, settings, source, name, mask=None, keep=False):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 os.lstat(path)  # raises OSError for names that the file system does not take
     except cli.UserError as error:
-        return [row(f"unreadable: {error.__cause__ if str(error).startswith(f'{source}: ') else error}")], []
+        return [row(f"unreadable: {str(error).removeprefix(f'{source}: ')}")], []
     except Exception as error:  # one odd photo, such as one too large for the memory, must not end the run
         return [row(f"unreadable: {type(error).__name__} {error}")], []
     if not faces or settings.faces == "only" and found > 1:
@@ -181,8 +181,9 @@ def find_photos(inputs, output):
         if not name.is_dir():
             found.setdefault(os.path.abspath(name), name.name)
             continue
-        own = name / output.relative_to(place) if place in output.parents else None
-        inside = [path for path in utils.find_images(name) if own not in path.parents]
+        inside = utils.find_images(name, report=True)
+        folders = {folder: os.path.realpath(folder) for folder in {path.parent for path in inside}}
+        inside = [path for path in inside if not Path(folders[path.parent]).is_relative_to(output)]
         if not inside and len(inputs) > 1:
             print(f"skipped {name}: a folder without images", file=sys.stderr)
         for path in inside:

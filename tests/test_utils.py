@@ -1,3 +1,5 @@
+import shutil
+
 import cli
 
 import numpy as np
@@ -85,6 +87,37 @@ def test_find_images_in_subfolders_by_suffix(folder):
     assert found == ["a/0.png", "a/2.png", "a/4.png", "a/6.png", "a/8.png", "a/LOUD.JPG"] + [
         f"b/{i}.png" for i in (1, 3, 5, 7, 9)
     ]
+
+
+def test_linked_folders_are_searched_once_and_none_above(folder, tmp_path):
+    (tmp_path / "elsewhere/deep").mkdir(parents=True)
+    shutil.copy(folder / "a/0.png", tmp_path / "elsewhere/deep/x.png")
+    shutil.copy(folder / "a/0.png", tmp_path / "above.png")
+    links = {"a/link": tmp_path / "elsewhere", "again": tmp_path / "elsewhere", "b/self": "..", "up": tmp_path}
+    for name, target in links.items():
+        (folder / name).symlink_to(target)
+    (tmp_path / "elsewhere/loop").symlink_to(folder)
+    found = {str(p.relative_to(folder)) for p in utils.find_images(folder)}
+    assert found == {f"{'ab'[i % 2]}/{i}.png" for i in range(10)} | {"again/deep/x.png"}
+
+
+@pytest.mark.parametrize("suffix", utils.IMAGE_SUFFIXES)
+def test_photos_of_all_formats_are_found_and_read(tmp_path, suffix):
+    flat = np.full((32, 32, 3), 99, np.uint8)
+    Image.fromarray(flat).convert("L" if suffix == ".pgm" else "RGB").save(tmp_path / f"photo{suffix.upper()}")
+    (path,) = utils.find_images(tmp_path)
+    assert np.abs(utils.read_image(path, 32, 3).astype(int) - 99).max() <= 2
+
+
+def test_what_a_folder_holds_beside_images_is_told(folder, capsys, monkeypatch):
+    monkeypatch.setattr(utils, "IMAGE_SUFFIXES", [".png"])
+    for name in ("a/1.HEIC", "b/2.heic", "notes.txt", "LICENSE", ".hidden", "align.csv"):
+        (folder / name).touch()
+    assert len(utils.find_images(folder, report=True)) == 10
+    told = "1 .txt, 1 without a suffix, 2 .heic (needs pip install pillow-heif)"
+    assert capsys.readouterr().err == f"skipped in {folder}: {told}\n"
+    with pytest.raises(cli.UserError, match="1.HEIC: not a readable image .needs pip install pillow-heif"):
+        utils.open_image(folder / "a/1.HEIC")
 
 
 def test_pixels_survive_the_float_range():

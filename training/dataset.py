@@ -28,7 +28,7 @@ class ImageFolder:
         Raises UserError if no image is left.
         """
         self.directory, self.shape = directory, (image_size, image_size, c_dim)
-        self.paths = utils.find_images(directory)
+        self.paths = utils.find_images(directory, report=True)
         if not self.paths:
             raise cli.UserError(f"--dataset {directory}: {utils.NO_IMAGES}; align.py makes such a folder")
         if train_size and train_size < len(self.paths):

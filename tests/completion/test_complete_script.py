@@ -226,7 +226,7 @@ def test_help_does_not_wait_for_tensorflow(script):
     [
         (["images/0.png", "--checkpointDir", "nowhere"], ["--checkpointDir nowhere", "holds no model"]),
         (["nowhere.png"], ["nowhere.png", "no image to complete; see above"]),
-        (["empty"], ["empty", "no image to complete; it holds no images (.bmp"]),
+        (["empty"], ["empty", "no image to complete; it holds no images (.avif"]),
         ([""], ["IMAGE: is empty"]),
         (["images/0.png", "--mask", ""], ["--mask: is empty"]),
         (["images/0.png", "--mask", "nowhere.png"], ["nowhere.png: no such file"]),
