@@ -73,10 +73,7 @@ def check(args):
     for flag in ("faces", "points"):
         if getattr(args, flag) and not args.photo:
             raise cli.UserError(f"--{flag}: is for --photo; leave it out")
-    place = Path(os.path.realpath(args.outDir))
-    for name in map(Path, args.imgs):
-        if name.is_dir() and Path(os.path.realpath(name)) in (place, *place.parents):
-            raise cli.UserError(f"--outDir {args.outDir}: lies in {name}, among the images; choose a folder outside")
+    utils.check_outside(args.outDir, "--outDir", args.imgs)
     directory = checkpoint.choose(args.checkpointDir)
     architecture = checkpoint.read_config(directory)["architecture"]
     return directory, architecture["image_size"], architecture["c_dim"]

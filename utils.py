@@ -323,6 +323,14 @@ def make_directory(path, flag, empty=False):
     return path
 
 
+def check_outside(path, flag, folders):
+    """Raise UserError, naming `flag`, if a path to write to lies in one of some folders of images."""
+    place = Path(os.path.realpath(path))
+    for folder in folders:
+        if os.path.isdir(folder) and place.is_relative_to(os.path.realpath(folder)):
+            raise cli.UserError(f"{flag} {path}: lies in {folder}, among the images; choose a folder outside")
+
+
 @contextlib.contextmanager
 def removed_on_error(directory):
     """Remove a directory that is made inside this if it ends early, so that the same command can be tried again."""

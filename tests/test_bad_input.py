@@ -144,6 +144,7 @@ def test_a_config_that_is_no_file_is_named(home, make):
         ("train-dcgan.py --dataset loop", "--dataset loop: no such directory; give a folder of images"),
         ("train-dcgan.py --dataset images --init loop", "--init loop: holds no model; choose another directory"),
         ("train-dcgan.py --dataset images --checkpoint_dir loop", "--checkpoint_dir loop: cannot be written"),
+        ("train-dcgan.py --dataset images --sample_dir images/x", "--sample_dir images/x: lies in images, among"),
         ("train-dcgan.py --dataset images --sample_dir loop", "--sample_dir loop: cannot be written"),
         ("train-dcgan.py --dataset images --log_dir loop", "--log_dir loop: cannot be written"),
         # a file where a folder is asked for, and the reverse

@@ -39,6 +39,7 @@ def workers(args, place, folder, flag, samples=None):
     sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line at once, and keeps it if we are killed
     if not Path(args.dataset).is_dir():
         raise cli.UserError(f"--dataset {args.dataset}: no such directory; give a folder of images")
+    utils.check_outside(args.sample_dir, "--sample_dir", [args.dataset])
     with contextlib.ExitStack() as stack:
         if place.index == 0:
             for name, path in ((flag, folder), ("--sample_dir", args.sample_dir), ("--log_dir", args.log_dir)):
