@@ -21,6 +21,15 @@ class UserError(Exception):
     """A mistake a user can correct; its message is one line that names the flag or file and says what to do."""
 
 
+@contextlib.contextmanager
+def named(flag):
+    """Put a flag before the message of a UserError that is raised inside."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{flag} {error}") from error
+
+
 def end_in_one_line(kind, error, trace):
     """The `sys.excepthook` that reports Ctrl-C, and a package that is not installed, without a traceback."""
     script = Path(sys.argv[0]).name

@@ -81,7 +81,7 @@ def check(args):
 
 def read_images(args, size, channels):
     """The files of IMAGE and their holes; says which do not look like aligned faces."""
-    images = inputs.prepare(inputs.open_images(args.imgs), size, channels, args)
+    images = inputs.prepare(inputs.open_images(args.imgs, args.maskDir), size, channels, args)
     odd = [path for path, (w, h) in zip(images.paths, images.sizes, strict=True) if w != h or w > 2 * size]
     if odd := [path for path in odd if not record.record_above(path)]:
         which = f"{odd[0]}{f' and {len(odd) - 1} more' if odd[1:] else ''}"

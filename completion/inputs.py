@@ -26,17 +26,22 @@ class Images(NamedTuple):
         return Images(*(values[part] for values in self[:4]), self.holes.of(part))
 
 
-def open_images(names):
-    """Yield the path and the Pillow image of all files among `names`, folders searched; reports those that are none."""
+def open_images(names, mask_dir=None):
+    """Yield the path and the Pillow image of all files among `names`, folders searched; reports those that are none.
+
+    Masks that lie among them, in `mask_dir`, are left out.
+    """
+    paths = []
     for name in map(Path, names):
         found = utils.find_images(name, report=True) if name.is_dir() else [name]
         if not found and len(names) > 1:
             print(f"skipped {name}: a folder without images", file=sys.stderr)
-        for path in found:
-            try:
-                yield path, utils.open_image(path)
-            except cli.UserError as error:
-                print(f"skipped {error}", file=sys.stderr)
+        paths += found
+    for path in masks.without_masks(paths, mask_dir):
+        try:
+            yield path, utils.open_image(path)
+        except cli.UserError as error:
+            print(f"skipped {error}", file=sys.stderr)
 
 
 def prepare(pictures, size, channels, args):
@@ -88,12 +93,17 @@ def make_masks(args, kind, paths, sides, size):
         seeds = [(args.seed, number) for number in range(len(paths))]
         return [masks.make(kind, size, args.centerScale, args.fraction, seed) for seed in seeds]
     if args.mask:
-        hidden, source = masks.read_hidden(args.mask), f"--mask {args.mask}"
-        fitted = {side: masks.check(masks.fit_hidden(hidden, size, side), source) for side in {*sides}}
-        return [fitted[side] for side in sides]
-    found, result = masks.by_name(args.maskDir), []
-    for path, side in zip(paths, sides, strict=True):
-        file = masks.named_as(path.name, found, args.maskDir)
-        mask = masks.fit_hidden(masks.read_hidden(file), size, side)
-        result.append(masks.check(mask, f"--maskDir {file}"))
+        with cli.named("--mask"):
+            hidden = masks.read_hidden(args.mask)
+        fitted = {side: masks.check(masks.fit_hidden(hidden, size, side), f"--mask {args.mask}") for side in {*sides}}
+        result = [fitted[side] for side in sides]
+    else:
+        found, result = masks.by_name(args.maskDir, paths), []
+        for path, side in zip(paths, sides, strict=True):
+            file = masks.named_as(path.name, found, args.maskDir)
+            with cli.named("--maskDir"):
+                mask = masks.fit_hidden(masks.read_hidden(file), size, side)
+            result.append(masks.check(mask, f"--maskDir {file}"))
+    if (share := 1 - np.mean(result)) > masks.MOST:
+        print(f"the masks hide {share:.0%} of the images; white is what is filled, black what stays", file=sys.stderr)
     return result

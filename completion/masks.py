@@ -4,6 +4,7 @@ Masks and weights are float32 (size, size, 1); in a mask 1 = keep and 0 = fill.
 """
 
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,9 @@ import utils
 HALVES = ["left", "right", "top", "bottom"]
 TYPES = ["center", "random", *HALVES, "grid", "lowres", "full"]
 LOWRES = 8  # squares each way
+MAX_GREYS = 32  # of a mask, away from its edges
+MOST = 0.6  # of a photo, the share that a mask hides
+MASK = re.compile("[_-]mask$", re.IGNORECASE)  # at the end of a mask's name, without suffix
 # how often `draw` draws what
 PROBABILITIES = {
     "center": 0.2, "random": 0.15, "half": 0.25, "grid": 0.03, "boxes": 0.15, "strokes": 0.18, "lowres": 0.03,
@@ -92,11 +96,35 @@ def known_after_resize(hidden, size):
 
 
 def read_hidden(path):
-    """What a mask image hides, where it is white (128 and above): boolean (H, W); raises UserError if it is none."""
+    """What a mask image hides, where it is white (128 and above): boolean (H, W).
+
+    It is what is transparent instead where nothing is white, or where the rest shows a photo: its damage was erased.
+    Raises UserError if it is no mask.
+    """
+    image = utils.open_image(path)
     try:
-        return np.asarray(utils.flatten(utils.open_image(path), "black").convert("L")) >= 128
+        grey = np.asarray(utils.flatten(image, "black").convert("L"))
     except ValueError as error:  # of rare modes such as LAB
         raise cli.UserError(f"{path}: not a mask ({error}); save it as a grey PNG file") from error
+    white, erased, greys = grey >= 128, missing(image), count_greys(grey)
+    if erased.any() and (greys > MAX_GREYS or not white.any()):
+        return erased
+    if greys > MAX_GREYS:
+        what = f"looks like a photo, not like its mask, as it has {greys} greys"
+        raise cli.UserError(f"{path}: {what}; give an image that is white where the photo is damaged, and else black")
+    return white
+
+
+def count_greys(picture):
+    """How many greys uint8 (H, W) has away from edges between black and white; 0 where that is a tenth of it or less.
+
+    A mask has none: its greys are edges, soft or blurred by JPEG.
+    """
+    step = 1 + max(picture.shape) // 1024
+    picture = picture[::step, ::step]
+    edges = (scipy.ndimage.minimum_filter(picture, 17) < 32) & (scipy.ndimage.maximum_filter(picture, 17) >= 224)
+    greys = picture[(picture >= 32) & (picture < 224) & ~edges]
+    return len(np.unique(greys)) if greys.size > picture.size / 10 else 0
 
 
 def fit_hidden(hidden, size, side):
@@ -115,51 +143,82 @@ def fit_hidden(hidden, size, side):
     return known_after_resize(hidden, size)
 
 
-def by_name(directory):
-    """The mask images in a folder, for --maskDir: a dict from path in it and from name, both without suffix, to paths.
+def by_name(directory, images=()):
+    """The mask images in a folder, for --maskDir, but for `images`, which lie there too: what `named_as` looks into.
 
     Raises UserError if there is no such folder.
     """
     if not os.path.isdir(directory):
         raise cli.UserError(f"--maskDir {directory}: no such directory; give a folder of mask images")
-    found = {}
+    found, images = {}, set(map(os.path.abspath, images))
     for path in utils.find_images(directory):
-        place = path.relative_to(directory).with_suffix("").as_posix()
-        for key in (f"./{place}", path.stem):
-            found.setdefault(key, []).append(path)
+        if os.path.abspath(path) not in images:
+            place = path.relative_to(directory).with_suffix("").as_posix()
+            for key in (f"./{place}", path.stem):
+                for form in {key, key.casefold(), MASK.sub("", key).casefold() + " mask"}:
+                    found.setdefault(form, []).append(path)
     return found
 
 
 def named_as(image, found, directory):
     """The mask of an image among those that `by_name` found: at the same path, or else of the same name.
 
-    image: its path in the folder it was found in. Raises UserError if there is none, or several.
+    image: its path in the folder it was found in. The mask of a.jpg is a.png, A.png, a_mask.png or a-mask.png, the
+    first of them that is there. Raises UserError if there is none, or several.
     """
     place = Path(image).with_suffix("")
-    paths = found.get(f"./{place.as_posix()}") or found.get(place.name, [])
-    if len(paths) != 1:
-        count = f"{len(paths)} masks" if paths else "no mask"
-        raise cli.UserError(f"--maskDir {directory}: holds {count} named {place.name}, for {image}")
-    return paths[0]
+    for key in (f"./{place.as_posix()}", place.name):
+        for form in (key, key.casefold(), key.casefold() + " mask"):
+            paths = found.get(form, [])
+            if len(paths) == 1:
+                return paths[0]
+            if paths:
+                break
+    count = f"{len(paths)} masks" if paths else "no mask"
+    raise cli.UserError(f"--maskDir {directory}: holds {count} named {place.name}, for {image}")
 
 
-def missing(image, path=None):
-    """What is missing of a Pillow image, boolean (H, W): what is not opaque, and what the mask image `path` hides.
+def without_masks(images, directory):
+    """Those of some paths of images that are not, by their names, the masks of others in `directory`, a folder or None.
 
-    Raises UserError if that is of another size, or hides nothing.
+    Masks may lie among the images.
     """
-    hidden = np.zeros(image.size[::-1], bool)
-    if image.has_transparency_data:
-        hidden |= np.asarray(image.convert("RGBA"))[..., 3] < 255
-    if path:
-        white = read_hidden(path)
-        if white.shape != hidden.shape:
-            sizes = ["x".join(map(str, shape[::-1])) for shape in (white.shape, hidden.shape)]
-            raise cli.UserError(f"{path}: a mask of {sizes[0]} pixels, for a photo of {sizes[1]}")
-        if not white.any():
-            raise cli.UserError(f"{path}: hides nothing; make white what is missing")
-        hidden |= white
-    return hidden
+    if not directory:
+        return images
+    names, folder = {Path(image).stem.casefold() for image in images}, os.path.realpath(directory)
+
+    def is_mask(path):
+        return MASK.search(path.stem) and MASK.sub("", path.stem).casefold() in names
+
+    return [
+        image for image in images
+        if not (is_mask(Path(image)) and Path(os.path.realpath(image)).is_relative_to(folder))
+    ]  # fmt: skip
+
+
+def missing(image):
+    """What is missing of a Pillow image, boolean (H, W): what is not opaque."""
+    if not image.has_transparency_data:
+        return np.zeros(image.size[::-1], bool)
+    return np.asarray(image.convert("RGBA"))[..., 3] < 255
+
+
+def hidden_by(path, shape):
+    """What the mask image `path` hides of a photo of `shape`, boolean (H, W).
+
+    Raises UserError if it is of another size, or no mask, or hides nothing, or most.
+    """
+    white = read_hidden(path)
+    if white.shape != shape:
+        sizes = ["x".join(map(str, each[::-1])) for each in (white.shape, shape)]
+        raise cli.UserError(f"{path}: a mask of {sizes[0]} pixels, for a photo of {sizes[1]}; make it as large")
+    if not white.any():
+        raise cli.UserError(f"{path}: hides nothing; make white what is missing")
+    if white.mean() > MOST:
+        raise cli.UserError(
+            f"{path}: hides {white.mean():.0%} of the photo; white is what is missing, black what stays"
+        )
+    return white
 
 
 def transparent(image, size):

@@ -229,9 +229,10 @@ def find_masks(sources, settings):
             other = "; --maskDir takes a folder of masks" if flag == "mask" else ""
             raise cli.UserError(f"--{flag}: is for one photo, and INPUT holds {len(sources)}{other}")
     if settings.mask:
-        masks.read_hidden(settings.mask)  # a bad one is better reported before the work begins
+        with cli.named("--mask"):
+            masks.read_hidden(settings.mask)  # a bad one is better reported before the work begins
         return {source: os.path.abspath(settings.mask) for source in sources}
-    named, found = masks.by_name(settings.mask_dir) if settings.mask_dir else None, {}
+    named, found = masks.by_name(settings.mask_dir, sources) if settings.mask_dir else None, {}
     for source, mirrored in sources.items() if named else ():
         with contextlib.suppress(cli.UserError):
             found[source] = os.path.abspath(masks.named_as(mirrored, named, settings.mask_dir))
@@ -302,6 +303,7 @@ def align_photos(inputs, output, settings, keep=False):
     """
     output = Path(output)
     sources = find_photos(inputs, output)
+    sources = {source: sources[source] for source in masks.without_masks(sources, settings.mask_dir)}
     if settings.predictor:
         detection.load_models(settings.predictor)  # a bad one is better reported before the work begins
     hidden = find_masks(sources, settings)

@@ -4,6 +4,7 @@ import io
 from typing import NamedTuple
 
 import numpy as np
+import scipy.ndimage
 from PIL import Image, ImageCms
 
 import utils
@@ -19,11 +20,17 @@ class Photo(NamedTuple):
     alpha: np.ndarray | None  # uint8 (H, W): below 255 where something is missing; None where nothing is
     metadata: dict  # what a PNG file keeps beside the pixels, for Pillow
     lost: list  # what it cannot keep, in words
+    cut_out: np.ndarray | None = None  # uint8 (H, W): the transparency that stays, as a mask tells what is to be filled
 
     @property
     def hidden(self):
         """What is missing, boolean (H, W)."""
         return np.zeros(self.pixels.shape[:2], bool) if self.alpha is None else self.alpha < 255
+
+    @property
+    def hole(self):
+        """What is to be filled, boolean (H, W)."""
+        return self.hidden if self.cut_out is None else self.hidden & (self.cut_out == 255)
 
     @property
     def rgba(self):
@@ -32,7 +39,9 @@ class Photo(NamedTuple):
 
 
 def read_photo(path, mask=None):
-    """The `Photo` in an image file; what `mask`, an image file of the same size, shows white is missing, too.
+    """The `Photo` in an image file; what `mask`, an image file of the same size, shows white is to be filled.
+
+    Without it, that is what is transparent.
 
     Raises UserError where one cannot be read, or the mask does not fit or hides nothing.
     """
@@ -41,12 +50,23 @@ def read_photo(path, mask=None):
 
 def to_photo(image, file, mask=None):
     """The `Photo` of a Pillow image, see `read_photo`; file: the path or binary file it was decoded from."""
-    hidden = masks.missing(image, mask)
-    alpha = None
+    hidden, alpha, cut_out = masks.missing(image), None, None
     if hidden.any():
         alpha = np.array(image.convert("RGBA"))[..., 3]
-        alpha[hidden & (alpha == 255)] = 0
-    return Photo(to_pixels(image, image.mode in GREY), alpha, *png_metadata(file, image))
+    if mask:
+        white = masks.hidden_by(mask, hidden.shape)
+        if hidden.any():
+            cut_out = erased(alpha, white)
+        alpha = np.where(white, np.uint8(0), np.uint8(255) if alpha is None else alpha)
+    return Photo(to_pixels(image, image.mode in GREY), alpha, *png_metadata(file, image), cut_out)
+
+
+def erased(alpha, white):
+    """The transparency uint8 (H, W) of a photo without what is damage: whose connected parts lie in `white` wholly."""
+    parts, count = scipy.ndimage.label(alpha < 255)
+    stays = np.zeros(count + 1, bool)
+    stays[parts[~white]] = True
+    return np.where(stays[parts], alpha, np.uint8(255))
 
 
 def to_pixels(image, grey):

@@ -19,10 +19,11 @@ OTHER = 16  # grey levels, the mean difference from which a photo is another one
 SQUARE, CLEAN = 8, 0.7  # pixels of a side, grey levels: where grain is measured, and what is too little to see
 
 
-def into_photo(photo, hidden, crops, matrices, seed=0):
+def into_photo(photo, hidden, crops, matrices, seed=0, void=None):
     """Fill the hole of a whole photo from its completed faces, and what lies in none of them by inpainting.
 
-    photo: uint8 (H, W, C); what it holds where boolean (H, W) `hidden` is ignored, and nothing else changes. crops:
+    photo: uint8 (H, W, C); what it holds where boolean (H, W) `hidden` is ignored, and nothing else changes. void: what
+    is transparent and stays so, boolean (H, W), which is ignored as well. crops:
     completed faces, uint8 (size, size, C) each; matrices: (2, 3), from photo to crop pixels (x, y, 1). Where faces
     overlap, a pixel comes from the one in whose middle it lies most. Each is enlarged to the photo's resolution, joined
     without a seam (`harmonic`), and gets the grain of the photo (`seed` decides it). Returns the photo, and how
@@ -33,6 +34,8 @@ def into_photo(photo, hidden, crops, matrices, seed=0):
     if hidden.any():
         part = surrounding(hidden, MARGIN)  # all work is done in the part of the photo around the hole
         filled, rest = photo[part].astype(np.float64), hidden[part].copy()
+        known = ~rest if void is None else ~(rest | void[part])
+        noise = grain(photo[part], ~known, seed)
         matrices = [matrix @ geometry.resize_matrix(1, (part[1].start, part[0].start)) for matrix in matrices]
         owners = owner_of_pixels(rest, matrices, [len(crop) for crop in crops])
         for number, (crop, matrix) in enumerate(zip(crops, matrices, strict=True)):
@@ -41,11 +44,12 @@ def into_photo(photo, hidden, crops, matrices, seed=0):
                 continue
             face = enlarged(crop, matrix, rest.shape)
             error = np.where(rest[..., None], 0.0, filled - face)
-            filled[own] = (face + compositing.harmonic(error, own, ~rest))[own]
+            filled[own] = (face + compositing.harmonic(error, own, known))[own]
             rest &= ~own
+            known |= own
         left[part] = rest
-        filled = inpainted(filled, rest)
-        filled[hidden[part]] += grain(photo[part], hidden[part], seed)[hidden[part]]
+        filled = inpainted(filled, rest, known)
+        filled[hidden[part]] += noise[hidden[part]]
         result[part][hidden[part]] = np.clip(filled.round(), 0, 255).astype(np.uint8)[hidden[part]]
     return result, int(left.sum())
 
@@ -82,14 +86,17 @@ def enlarged(crop, matrix, shape):
     return cv2.warpAffine(crop, matrix, shape[::-1], **options).reshape(*shape, -1).astype(np.float64)
 
 
-def inpainted(pixels, hidden):
-    """float64 (H, W, C) with what is `hidden` inpainted after Telea, at a lower resolution where it is large."""
-    if not hidden.any() or hidden.all():
+def inpainted(pixels, hidden, known):
+    """float64 (H, W, C) with what is `hidden` inpainted after Telea, at a lower resolution where it is large.
+
+    What is neither that nor `known` is ignored.
+    """
+    if not hidden.any() or not known.any():
         return pixels
     shrink = max(1, round((hidden.sum() / INPAINTED) ** 0.5))
-    shares, sums = (compositing.shrunk(values, shrink) for values in (~hidden[..., None], pixels * ~hidden[..., None]))
+    shares, sums = (compositing.shrunk(values, shrink) for values in (known[..., None], pixels * known[..., None]))
     large = occlusion.inpaint(shares[..., 0], sums, hidden.shape)
-    large = large + compositing.harmonic(np.where(hidden[..., None], 0.0, pixels - large), hidden, ~hidden)
+    large = large + compositing.harmonic(np.where(hidden[..., None], 0.0, pixels - large), hidden, known)
     return np.where(hidden[..., None], large, pixels)
 
 
@@ -146,7 +153,7 @@ def hidden_in_photo(photo, kind, parts):
     import cv2
 
     if kind == "alpha":
-        return photo.hidden
+        return photo.hole
     height, width = photo.pixels.shape[:2]
     hidden = np.zeros((height, width), bool)
     flags = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
@@ -175,15 +182,20 @@ def check_unchanged(photo, kind, parts):
 def put_back(path, photo, hidden, parts, sample, seed):
     """Write a photo whose `hidden` part is filled from one sample of its completed crops to `path`, a PNG file.
 
-    It has the photo's own size. Nothing else changes; a grey photo stays grey, and its colour profile and EXIF data
-    stay. What cannot stay is reported. Returns the share of the hole that lies in no crop. Raises UserError if `path`
-    can't be written.
+    It has the photo's own size. Nothing else changes: a grey photo stays grey, what else is transparent stays so, and
+    its colour profile and EXIF data stay. What cannot stay is reported. Returns the share of the hole that lies in no
+    crop. Raises UserError if `path` can't be written.
     """
     grey = photo.pixels.shape[2] == 1
     crops = [reading.to_pixels(utils.to_picture(part.completed[sample]), grey) for part in parts]
-    filled, outside = into_photo(photo.pixels, hidden, crops, [part.matrix() for part in parts], seed)
+    own = photo.alpha if parts and not parts[0].crop.mask_file else photo.cut_out
+    void = None if own is None else (own < 255) & ~hidden
+    filled, outside = into_photo(photo.pixels, hidden, crops, [part.matrix() for part in parts], seed, void)
+    picture = utils.to_picture(filled)
+    if void is not None and void.any():
+        picture.putalpha(Image.fromarray(np.where(void, own, np.uint8(255))))
     with utils.atomic_write(path) as file:
-        utils.to_picture(filled).save(file, "PNG", **photo.metadata)
+        picture.save(file, "PNG", **photo.metadata)
     if photo.lost:
         print(f"{path}: {', '.join(photo.lost)}", file=sys.stderr)
     return outside / max(1, hidden.sum())

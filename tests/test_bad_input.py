@@ -177,7 +177,7 @@ def test_pictures_that_would_fill_the_memory_are_refused(home):
         done = run("complete.py", f"{name}.png", "--checkpointDir", "model", cwd=home, status=2)
         one_line(done, f"IMAGE {name}.png: no image to complete")
         done = run("complete.py", "images", "--checkpointDir", "model", "--mask", f"{name}.png", cwd=home, status=2)
-        one_line(done, f"error: {name}.png: not a readable image")
+        one_line(done, f"error: --mask {name}.png: not a readable image")
 
 
 def test_a_mask_of_one_endless_row_is_laid_over_the_photo():

@@ -4,6 +4,8 @@ import cli
 
 import numpy as np
 import pytest
+import scipy.ndimage
+import skimage.data
 
 import utils
 from completion import masks
@@ -122,6 +124,50 @@ def test_a_mask_of_another_size_than_the_photo_hides_all_it_covers(save_image, p
 
     layer = np.dstack([np.full((*mask, 3), 255, np.uint8), white])  # white on a transparent layer
     np.testing.assert_array_equal(read_mask(save_image("l.png", layer), 32, min(photo))[..., 0] == 1, known)
+
+
+def test_what_is_no_mask_is_refused(save_image):
+    photo = skimage.data.astronaut()
+    damage = np.zeros((512, 512), bool)
+    damage[100:200, 150:300] = True
+    with pytest.raises(
+        cli.UserError, match=r"p.png: looks like a photo, not like its mask, as it has 19\d greys; give"
+    ):
+        masks.read_hidden(save_image("p.png", photo))
+    with pytest.raises(cli.UserError, match="looks like a photo"):
+        masks.read_hidden(save_image("white.png", np.where(damage[..., None], np.uint8(255), photo)))
+    # where its damage was erased that is the hole, as what is erased of a black image; not what is opaque and white
+    for colours in (photo, np.zeros_like(photo)):
+        alpha = np.where(damage, 0, 255).astype(np.uint8)
+        np.testing.assert_array_equal(masks.read_hidden(save_image("e.png", np.dstack([colours, alpha]))), damage)
+    white = np.dstack([np.full_like(photo, 255), 255 - alpha])
+    np.testing.assert_array_equal(masks.read_hidden(save_image("e.png", white)), damage)
+    # soft edges and JPEG are no greys
+    soft = scipy.ndimage.gaussian_filter(np.where(damage, 255.0, 0), 3).astype(np.uint8)
+    assert (masks.read_hidden(save_image("soft.jpg", soft, quality=60)) ^ damage).mean() < 0.01
+    assert (masks.hidden_by(save_image("soft.jpg", soft), (512, 512)) ^ damage).mean() < 0.01
+    for path, words in (
+        (save_image("inverted.png", ~damage), "inverted.png: hides 94% of the photo; white is what is missing"),
+        (save_image("none.png", damage & False), "none.png: hides nothing; make white what is missing"),
+        (save_image("small.png", damage[1:]), "small.png: a mask of 512x511 pixels, for a photo of 512x512; make it"),
+    ):
+        with pytest.raises(cli.UserError, match=words):
+            masks.hidden_by(path, (512, 512))
+
+
+@pytest.mark.parametrize("mask", ["a.png", "a.TIF", "A.png", "a_mask.png", "a-mask.gif", "A_MASK.PNG"])
+def test_masks_by_name(tmp_path, mask):
+    for name in ("x", "x/a.jpg", "x/b.jpg", "x/c.jpg", f"x/{mask}"):
+        (tmp_path / name).mkdir() if "." not in name else (tmp_path / name).touch()
+    photos = [tmp_path / "x/a.jpg", tmp_path / "x/b.jpg", tmp_path / "x" / mask, tmp_path / "b_mask.png"]
+    photos = masks.without_masks(photos, tmp_path / "x")
+    own = [tmp_path / "x" / mask] if "mask" not in mask.lower() else []
+    assert photos == [tmp_path / "x/a.jpg", tmp_path / "x/b.jpg", *own, tmp_path / "b_mask.png"]
+    found = masks.by_name(tmp_path, {*photos} - {*own})
+    for place in ("x/a.jpg", "a.jpg"):
+        assert masks.named_as(place, found, tmp_path) == tmp_path / "x" / mask
+    with pytest.raises(cli.UserError, match="no mask named b, for x/b.jpg"):
+        masks.named_as("x/b.jpg", found, tmp_path)
 
 
 def test_pixelate_is_what_the_loss_compares():

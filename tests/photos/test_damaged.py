@@ -301,7 +301,7 @@ def test_photos_that_cannot_be_mended_are_reported(tmp_path, damaged, trained):
     (tmp_path / "in/d.png").write_text("no picture")
     Image.new("L", (1, 1)).save(tmp_path / "in/e.png")
     done = run_script("complete.py", "in", "--photo", "--maskDir", "masks", *FLAGS, model, cwd=tmp_path)
-    for words in ("aligned/b.png: leaves no hole", "in/c.png: no face", "in/d.png: unreadable", "in/e.png: no face"):
+    for words in ("aligned/b.png: leaves no hole", "in/c.png: no face", "in/d.png: unreadable", "hides 100%"):
         assert words in done.stderr
     assert [path.name for path in (tmp_path / "completions/photos").iterdir()] == ["a.png"]
     done = run_script("complete.py", "in/c.png", "--photo", *FLAGS, model, "--outDir", "none", cwd=tmp_path, status=2)

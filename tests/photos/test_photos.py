@@ -9,7 +9,7 @@ from conftest import run
 from PIL import Image, ImageCms
 
 from completion import compositing, masks
-from photos import geometry, record, restoring
+from photos import geometry, reading, record, restoring
 
 RNG = np.random.default_rng(0)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -145,10 +145,10 @@ def test_grain_is_that_of_the_photo():
     assert not restoring.grain(clean.round().astype(np.uint8), hidden, 0).any()
 
 
-def write_row(folder, source, size=64, matrix=MATRIX, output="face.png"):
+def write_row(folder, source, size=64, matrix=MATRIX, output="face.png", mask=""):
     """Write the align.csv of one crop."""
     row = dict.fromkeys(record.COLUMNS, "") | dict(zip(record.MATRIX, matrix.ravel(), strict=True))
-    row |= dict(source=source, output=output, status="aligned", face=0, size=size)
+    row |= dict(source=source, output=output, status="aligned", face=0, size=size, mask=mask)
     row |= dict(faces="largest", landmarks="innerEyesAndBottomLip")
     with open(folder / record.RECORD, "w", newline="") as file:
         writer = csv.DictWriter(file, record.COLUMNS)
@@ -198,6 +198,36 @@ def test_only_the_hole_of_a_photo_changes(tmp_path, mode):
         inside = surely = hidden
     changed = (after != before).any(-1)
     assert not changed[~inside].any() and changed[surely].mean() > 0.9
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_cut_out_keeps_its_transparency(tmp_path, channels):
+    """Only what the mask shows is filled, and nothing of what is transparent shines through."""
+    results, photo = [], smooth((200, 220, channels)).squeeze()
+    mask, own = np.zeros((2, 200, 220), bool)
+    mask[60:120, 40:130] = True
+    own[:, :50] = own[70:80, 100:110] = True  # the second is damage that was erased
+    alpha = np.where(own, 40, 255).astype(np.uint8)
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    for colour in (0, 255):
+        image = Image.fromarray(np.where(own[..., None] if channels == 3 else own, np.uint8(colour), photo))
+        image.putalpha(Image.fromarray(alpha))
+        image.save(tmp_path / "photo.png")
+        write_row(tmp_path, tmp_path / "photo.png", mask=tmp_path / "mask.png")
+        opened = reading.read_photo(tmp_path / "photo.png", tmp_path / "mask.png")
+        pixels = geometry.warp(opened.rgba, MATRIX, 64)
+        holes = masks.holes("alpha", [pixels[..., 3:] == 255])
+        assert mend(tmp_path, holes, [pixels[..., :3]], [np.full((64, 64, 3), 77, np.uint8)])[0] == 1
+        with Image.open(tmp_path / "out/photo.png") as result:
+            assert result.mode == ("LA" if channels == 1 else "RGBA")
+            after = np.asarray(result)
+        stays = np.zeros_like(own)
+        stays[:, :50] = True
+        np.testing.assert_array_equal(after[..., -1], np.where(stays, 40, 255))
+        np.testing.assert_array_equal(after[~mask | stays], np.asarray(image)[~mask | stays])
+        results.append(after[mask & ~stays])
+        assert (results[-1] != np.asarray(image)[mask & ~stays]).any(-1).mean() > 0.9
+    np.testing.assert_array_equal(*results)
 
 
 def test_an_upright_photo_of_a_rotated_file(tmp_path):
