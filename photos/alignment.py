@@ -5,6 +5,7 @@ import collections
 import concurrent.futures
 import contextlib
 import csv
+import fcntl
 import itertools
 import multiprocessing
 import multiprocessing.resource_tracker
@@ -12,6 +13,7 @@ import os
 import re
 import signal
 import sys
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -129,19 +131,31 @@ def png(pixels):
     return cv2.imencode(".png", cv2.cvtColor(pixels, order))[1].tobytes()
 
 
-def in_parallel(tasks, output, settings):
+def start_worker():
+    """What a worker process does first: it answers SIGTERM, and from now on ends when its parent does."""
+
+    def end_with(parent):
+        parent.join()
+        os._exit(1)
+
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    threading.Thread(target=end_with, args=[multiprocessing.parent_process()], daemon=True).start()
+
+
+def in_parallel(tasks, output, settings, received=()):
     """Yield what `align_file` returns for each of its arguments, an iterator, as the worker processes get them done.
 
     Only a few are under way at any time, so that an end of `tasks` is the end soon after. Raises the UserError that a
-    worker met, and one if a worker is killed.
+    worker met, and one if a worker is killed by another signal than those that this process has `received`.
     """
     context = multiprocessing.get_context("spawn")  # the one way that all systems have
-    # Ctrl-C reaches all processes, and only this one is to act on it: what is blocked here, the others inherit
+    # Ctrl-C reaches all processes, and only this one is to act on it: what is blocked here, the others inherit; a
+    # SIGTERM waits until a worker has started
     multiprocessing.resource_tracker.ensure_running()  # which would unblock it
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     environment = dict(os.environ)
     os.environ.update(dict.fromkeys(THREADS, "1"))  # the photos are what is done in parallel
-    with concurrent.futures.ProcessPoolExecutor(settings.workers, context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(settings.workers, context, start_worker) as pool:
         waiting = {pool.submit(tuple): None for _ in range(4 * settings.workers)}
         os.environ.clear()
         os.environ.update(environment)
@@ -152,8 +166,8 @@ def in_parallel(tasks, output, settings):
                 try:
                     answer = future.result()
                 except concurrent.futures.process.BrokenProcessPool as error:
-                    for worker in multiprocessing.active_children():
-                        worker.kill()  # they block the SIGTERM by which the pool would end them
+                    if received:
+                        return
                     raise cli.UserError(
                         "a worker process was killed: is there too little memory? --workers 1 needs less; or take away "
                         f"the photo, one of {', '.join(filter(None, waiting.values()))}"
@@ -295,6 +309,25 @@ def store(output, rows, old):
                 file.write(crop)
 
 
+@contextlib.contextmanager
+def only_run(output):
+    """Raise UserError if another run writes to the folder `output`, and keep others out of it inside this."""
+    folder = os.open(output, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(folder)
+        raise cli.UserError(
+            f"OUTPUT {output}: another align.py writes to it; wait for it, or choose another"
+        ) from error
+    except OSError:
+        pass  # this file system knows no locks
+    try:
+        yield
+    finally:
+        os.close(folder)
+
+
 def align_photos(inputs, output, settings, keep=False):
     """Align the photos among `inputs`, files and folders, to the folder `output`, and print what became of them.
 
@@ -308,27 +341,25 @@ def align_photos(inputs, output, settings, keep=False):
         detection.load_models(settings.predictor)  # a bad one is better reported before the work begins
     hidden = find_masks(sources, settings)
     utils.make_directory(output, "OUTPUT")
-    records = record.read_record(output / record.RECORD)
-    todo = plan(sources, records, output, settings, hidden)
-    for draft in output.rglob(".[0-9]*.draft"):  # of a run that was killed
-        draft.unlink()
-    record.write_record(output / record.RECORD, records)
-
-    predictor = settings.predictor or detection.find_predictor()
-    settings = settings._replace(predictor=predictor, workers=max(1, min(settings.workers, len(todo))))
-    counts = collections.Counter({"already done": len(sources) - len(todo)})
-    crops, room = [], MEMORY if keep else 0
-    with cli.deferred_signals() as received:
-        tasks = ((source, name, hidden.get(source), room > 0) for source, name in todo.items())
+    predictor, counts, crops, room = settings.predictor or detection.find_predictor(), collections.Counter(), [], MEMORY
+    with only_run(output), cli.deferred_signals() as received:
+        records = record.read_record(output / record.RECORD)
+        todo = plan(sources, records, output, settings, hidden)
+        for draft in output.rglob(".[0-9]*.draft"):  # of a run that was killed
+            draft.unlink()
+        record.write_record(output / record.RECORD, records)
+        settings = settings._replace(predictor=predictor, workers=max(1, min(settings.workers, len(todo))))
+        counts["already done"] = len(sources) - len(todo)
+        tasks = ((source, name, hidden.get(source), keep and room > 0) for source, name in todo.items())
         tasks = itertools.takewhile(lambda task: not received, tasks)
         with tqdm(total=len(todo), unit="photo", dynamic_ncols=True, disable=not todo) as bar:
-            for rows, cut in in_parallel(tasks, output, settings) if todo else ():
+            for rows, cut in in_parallel(tasks, output, settings, received) if todo else ():
                 store(output, rows, records.pop(rows[0]["source"], []))
                 count(rows, counts, bar)
                 if keep and cut:
                     room -= cut[0].photo.pixels.nbytes if cut[0].photo else 0
                     crops += cut if room > 0 else [crop._replace(photo=None) for crop in cut]
-    record.write_record(output / record.RECORD, record.read_record(output / record.RECORD))
+        record.write_record(output / record.RECORD, record.read_record(output / record.RECORD))
 
     summary = ", ".join(f"{counts[status]} {status}" for status in STATUSES)
     print(f"{output}: {counts['faces']} faces aligned in {counts['aligned']} of {len(sources)} photos, {summary}")

@@ -83,7 +83,7 @@ import os, sys, align
 def replace(draft, path, real=os.replace, crops=[]):
     crops += [path] * str(path).endswith(".png")
     if len(crops) == 4:
-        os.killpg(0, {number})
+        os.kill({whom}, {number})
     real(draft, path)
 
 os.replace = replace
@@ -91,25 +91,26 @@ sys.exit(align.main())
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_run_resumes(tmp_path, run_here, monkeypatch, number):
+# Ctrl-C reaches all processes of a terminal, as some send SIGTERM to all; workers end with the one that is killed
+@pytest.mark.parametrize("whom, number", [(0, signal.SIGINT), (0, signal.SIGTERM), ("os.getpid()", signal.SIGKILL)])
+def test_an_interrupted_run_resumes(tmp_path, run_here, monkeypatch, whom, number):
     (tmp_path / "in").mkdir()
     for i in range(24):
         Image.fromarray(PORTRAIT).save(tmp_path / f"in/{i:02d}.bmp")
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    # Ctrl-C reaches all processes of a terminal; here when the fourth crop is about to take its place
-    process = subprocess.run(
-        [sys.executable, "-c", STOPPED.format(number=int(number)), "in", "out", "--workers", "2"],
+    process = subprocess.run(  # which waits until no process holds its output any more
+        [sys.executable, "-c", STOPPED.format(whom=whom, number=int(number)), "in", "out", "--workers", "2"],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         start_new_session=True,
         preexec_fn=heed_sigint,
+        timeout=60,
     )
     left = crops(tmp_path / "out")
     count = len([name for name in left if name.endswith(".png")])
-    if number == signal.SIGINT:
-        assert process.returncode == 130 and "the same command resumes" in process.stdout
+    if number != signal.SIGKILL:
+        assert process.returncode == 128 + number and "the same command resumes" in process.stdout
         assert "Traceback" not in process.stderr
         assert sorted(row["output"] for row in rows_of(tmp_path / "out")) == left
     else:
@@ -119,6 +120,11 @@ def test_an_interrupted_run_resumes(tmp_path, run_here, monkeypatch, number):
     assert f"{24 - count} faces aligned in {24 - count} of 24 photos, {count} already done" in done
     assert crops(tmp_path / "out") == [f"{i:02d}.png" for i in range(24)]
     assert [row["output"] for row in rows_of(tmp_path / "out")] == [f"{i:02d}.png" for i in range(24)]
+
+
+def test_one_run_at_a_time_writes_to_a_folder(out, refused):
+    with alignment.only_run(out):
+        assert "OUTPUT out: another align.py writes to it; wait for it" in refused("in", "out", "--overwrite")
 
 
 def test_a_killed_worker_is_one_line(tmp_path, save_image):
