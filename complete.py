@@ -7,11 +7,9 @@
 """
 
 import argparse
-import contextlib
 import os
 import sys
 import time
-from pathlib import Path
 
 import cli
 
@@ -30,13 +28,14 @@ def parse_args():
     add = parser.add_argument
     add("imgs", metavar="IMAGE", nargs="+", help="image file or folder; cropped and resized as the model needs")
     add("--checkpointDir", metavar="DIR", help="the model (checkpoints/mine, else the pretrained one)")
-    add("--outDir", metavar="DIR", default="completions", help="a new or empty folder for all pictures (%(default)s)")
+    add("--outDir", metavar="DIR", help="a new or empty folder for all pictures (completions, or completions-2 ...)")
     add("--log_dir", metavar="DIR", default="logs", help="where TensorBoard's record goes (%(default)s)")
     add("--batchSize", type=count, default=64, metavar="N", help="images searched together (%(default)s)")
     add("--seed", type=cli.number(int, 0, 2**31 - 1), default=0, help="of masks and searches (%(default)s)")
 
     add = parser.add_argument_group("whole photos").add_argument
     add("--photo", action="store_true", help="IMAGE are photos, and --mask theirs: align, complete and put back")
+    add("--put_back", action="store_true", help="IMAGE are faces of align.py's: put them back into their photos, too")
     add("--faces", choices=alignment.FACES, help="which faces of a photo (largest)")
     add("--points", type=alignment.point, nargs=3, metavar="X,Y", help="where the landmarks are, see align.py --help")
 
@@ -73,6 +72,9 @@ def check(args):
     for flag in ("faces", "points"):
         if getattr(args, flag) and not args.photo:
             raise cli.UserError(f"--{flag}: is for --photo; leave it out")
+    if (args.photo or args.put_back) and args.maskType in ("lowres", "full"):
+        raise cli.UserError(f"--maskType {args.maskType}: leaves no hole in a photo; is for faces without --put_back")
+    args.outDir = args.outDir or str(utils.unused_directory("completions"))
     utils.check_outside(args.outDir, "--outDir", args.imgs)
     directory = checkpoint.choose(args.checkpointDir)
     architecture = checkpoint.read_config(directory)["architecture"]
@@ -80,12 +82,11 @@ def check(args):
 
 
 def read_images(args, size, channels):
-    """The files of IMAGE and their holes; says which do not look like aligned faces."""
+    """The images of IMAGE and their holes; says which do not look like aligned faces."""
     images = inputs.prepare(inputs.open_images(args.imgs, args.maskDir), size, channels, args)
     odd = [path for path, (w, h) in zip(images.paths, images.sizes, strict=True) if w != h or w > 2 * size]
     if odd := [path for path in odd if not record.record_above(path)]:
-        which = f"{odd[0]}{f' and {len(odd) - 1} more' if odd[1:] else ''}"
-        print(f"{which}: not an aligned face, it seems; --photo completes whole photos", file=sys.stderr)
+        print(f"{utils.some(odd)}: not an aligned face, it seems; --photo completes whole photos", file=sys.stderr)
     return images
 
 
@@ -105,41 +106,39 @@ def load_completer(args, directory):
 
 
 def read_photos(args, size, channels, folder):
-    """The faces that are cut out of the photos of IMAGE, with their holes, and the `record.Crop` of each."""
+    """The photos of IMAGE, as `restoring.restore` takes them; the `record.Crop`s of faces with holes; and these."""
     given = dict(mask=args.mask, mask_dir=args.maskDir, points=args.points)
     settings = alignment.Settings(size, faces=args.faces or "largest", **given)
-    crops = {crop.path: crop for crop in alignment.align_photos(args.imgs, folder, settings, keep=True)}
-    kind = args.maskType or ("alpha" if any(crop.pixels.shape[2] == 4 for crop in crops.values()) else None)
-    flags = argparse.Namespace(**vars(args) | dict(imgs=[folder], mask=None, maskDir=None, maskType=kind))
-    pictures = ((path, Image.fromarray(crop.pixels)) for path, crop in crops.items())
-    images = inputs.prepare(pictures, size, channels, flags)
-    return images, [crops[path] for path in images.paths]
+    aligned, kind = alignment.align_photos(args.imgs, folder, settings, keep=True), args.maskType or "alpha"
+    photos, crops = restoring.choose_faces(aligned, kind, size)
+    flags = argparse.Namespace(**vars(args) | dict(mask=None, maskDir=None, maskType=kind))
+    pictures = ((crop.path, Image.fromarray(crop.pixels)) for crop in crops)
+    return photos, crops, inputs.prepare(pictures, size, channels, flags) if crops else None
 
 
 def complete(args):
-    (directory, size, channels), out_dir, crops = check(args), Path(args.outDir), None
-    if args.photo:
-        utils.make_directory(out_dir, "--outDir", empty=True)
-    with utils.removed_on_error(out_dir / "aligned") if args.photo else contextlib.nullcontext():
+    (directory, size, channels), photos, completed, summary = check(args), None, [], []
+    out_dir = utils.make_directory(args.outDir, "--outDir", empty=True)
+    print(f"results: {out_dir}", flush=True)
+    with utils.removed_on_error(out_dir / "aligned"):
         if args.photo:
-            images, crops = read_photos(args, size, channels, out_dir / "aligned")
+            photos, crops, images = read_photos(args, size, channels, out_dir / "aligned")
         else:
             images = read_images(args, size, channels)
-            utils.make_directory(out_dir, "--outDir", empty=True)
+            crops = restoring.find_crops(images.paths) if args.put_back else []
         log_dir = utils.make_directory(args.log_dir, "--log_dir")
-        completer = load_completer(args, directory)
-    from completion import output
+        completer = load_completer(args, directory) if images else None
+    if images:
+        from completion import output
 
-    log_dir /= f"{os.path.basename(os.path.realpath(out_dir))}-{time.strftime('%Y%m%d-%H%M%S')}"
-    completed, summary = output.complete(completer, images, args.samples, args.batchSize, out_dir, log_dir)
-    if images.holes.kind not in ("lowres", "full"):
+        log_dir /= f"{os.path.basename(os.path.realpath(out_dir))}-{time.strftime('%Y%m%d-%H%M%S')}"
+        completed, *summary = output.complete(completer, images, args.samples, args.batchSize, out_dir, log_dir)
+    if args.photo or args.put_back:
         folders = [out_dir / (f"photos_{sample}" if args.samples > 1 else "photos") for sample in range(args.samples)]
-        crops = crops or record.find_crops(images.paths)
-        restored = restoring.restore(folders, crops, images.holes, images.pixels, completed, args.seed)
-        for folder, (count, outside) in zip(folders, restored, strict=True):
-            if count:
-                print(f"{folder}: {count} mended; {outside:.0%} of the holes lie beside the faces, and are inpainted")
-    print(summary)
+        parts = restoring.make_parts(crops, images, completed) if images else []
+        lines = restoring.restore(folders, parts, images.holes.kind if images else "alpha", args.seed, photos)
+        summary = lines + summary
+    print(*summary, sep="\n")
 
 
 if __name__ == "__main__":

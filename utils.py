@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -323,6 +324,13 @@ def make_directory(path, flag, empty=False):
     return path
 
 
+def unused_directory(name):
+    """`name`, or else the first of name-2, name-3, ... that is not there yet, or is an empty folder."""
+    numbered = (f"{name}-{number}" for number in itertools.count(2))
+    places = map(Path, itertools.chain([name], numbered))
+    return next(place for place in places if not os.path.lexists(place) or place.is_dir() and not any(place.iterdir()))
+
+
 def check_outside(path, flag, folders):
     """Raise UserError, naming `flag`, if a path to write to lies in one of some folders of images."""
     place = Path(os.path.realpath(path))
@@ -345,6 +353,11 @@ def check_samples(directory, name):
     """Raise UserError if a --sample_dir holds pictures of another run of that name, which a new one would replace."""
     if any(re.fullmatch(rf"{re.escape(name)}_\d{{6,}}\.png", path.name) for path in Path(directory).iterdir()):
         raise cli.UserError(f"--sample_dir {directory}: holds another run's {name}_*.png; choose another")
+
+
+def some(paths):
+    """Paths in few words: the first, and how many more."""
+    return f"{paths[0]}{f' and {len(paths) - 1} more' if paths[1:] else ''}"
 
 
 def shorten(name, limit=200):

@@ -28,6 +28,7 @@ from photos import detection, geometry, occlusion, reading, record
 
 FACES = ["largest", "only", "all"]
 STATUSES = ["already done", "no face", "several faces", "unreadable"]  # of photos without a new crop
+MISTAKES = ["no fitting mask", "no fitting points"]  # further ones, told of where there are some
 THREADS = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"
 MEMORY = 2**30  # bytes of pixels of decoded photos that are kept for restoring
 
@@ -108,7 +109,9 @@ def align_file(output, settings, source, name, mask=None, keep=False):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 os.lstat(path)  # raises OSError for names that the file system does not take
     except cli.UserError as error:
-        return [row(f"unreadable: {str(error).removeprefix(f'{source}: ')}")], []
+        why = str(error).removeprefix(f"{source}: ")
+        status = "unreadable" if why != str(error) else MISTAKES[why.startswith("--points")]
+        return [row(f"{status}: {why}")], []
     except Exception as error:  # one odd photo, such as one too large for the memory, must not end the run
         return [row(f"unreadable: {type(error).__name__} {error}")], []
     if not faces or settings.faces == "only" and found > 1:
@@ -331,8 +334,9 @@ def only_run(output):
 def align_photos(inputs, output, settings, keep=False):
     """Align the photos among `inputs`, files and folders, to the folder `output`, and print what became of them.
 
-    Returns, where `keep` asks for them, the `Crop`s made, in the order of their paths, with their photos as far as
-    `MEMORY` reaches. Raises UserError if nothing could be aligned, and SystemExit where a signal stopped it.
+    Returns, where `keep` asks for it, a dict from path and mask of each photo to its `Crop`s, with their photos as far
+    as `MEMORY` reaches, or to the status of one without. Raises UserError if nothing could be aligned and `keep` does
+    not ask, and SystemExit where a signal stopped it.
     """
     output = Path(output)
     sources = find_photos(inputs, output)
@@ -341,7 +345,7 @@ def align_photos(inputs, output, settings, keep=False):
         detection.load_models(settings.predictor)  # a bad one is better reported before the work begins
     hidden = find_masks(sources, settings)
     utils.make_directory(output, "OUTPUT")
-    predictor, counts, crops, room = settings.predictor or detection.find_predictor(), collections.Counter(), [], MEMORY
+    predictor, counts, kept, room = settings.predictor or detection.find_predictor(), collections.Counter(), {}, MEMORY
     with only_run(output), cli.deferred_signals() as received:
         records = record.read_record(output / record.RECORD)
         todo = plan(sources, records, output, settings, hidden)
@@ -355,30 +359,36 @@ def align_photos(inputs, output, settings, keep=False):
         with tqdm(total=len(todo), unit="photo", dynamic_ncols=True, disable=not todo) as bar:
             for rows, cut in in_parallel(tasks, output, settings, received) if todo else ():
                 store(output, rows, records.pop(rows[0]["source"], []))
-                count(rows, counts, bar)
-                if keep and cut:
-                    room -= cut[0].photo.pixels.nbytes if cut[0].photo else 0
-                    crops += cut if room > 0 else [crop._replace(photo=None) for crop in cut]
+                count(rows, counts, bar, keep)
+                if keep:
+                    room -= cut[0].photo.pixels.nbytes if cut and cut[0].photo else 0
+                    cut = cut if room > 0 else [crop._replace(photo=None) for crop in cut]
+                    kept[rows[0]["source"]] = cut or rows[0]["status"]
         record.write_record(output / record.RECORD, record.read_record(output / record.RECORD))
 
-    summary = ", ".join(f"{counts[status]} {status}" for status in STATUSES)
+    told = STATUSES + [status for status in MISTAKES if counts[status]]
+    summary = ", ".join(f"{counts[status]} {status}" for status in told)
     print(f"{output}: {counts['faces']} faces aligned in {counts['aligned']} of {len(sources)} photos, {summary}")
     if received:
         print(f"stopped; the same command {'starts again' if settings.overwrite else 'resumes'}")
         sys.exit(128 + received[0])
-    if not counts["aligned"] + counts["already done"]:
-        why = ", ".join(f"{counts[status]} {status}" for status in STATUSES if counts[status])
+    if not keep and not counts["aligned"] + counts["already done"]:
+        why = ", ".join(f"{counts[status]} {status}" for status in told if counts[status])
         raise cli.UserError(f"INPUT {inputs[0]}: nothing was aligned ({why}); see above")
-    return sorted(crops, key=lambda crop: crop.path)
+    return {(Path(source), hidden.get(source) and Path(hidden[source])): kept.get(source) for source in sources}
 
 
-def count(rows, counts, bar):
-    """Count what became of a photo, by its rows of the record, and report faces that are not cut out on the bar."""
+def count(rows, counts, bar, keep):
+    """Count what became of a photo, by its rows of the record, and report faces that are not cut out on the bar.
+
+    Where `keep` is true, those without any are reported later.
+    """
     source, status, found = (rows[0][key] for key in ("source", "status", "found"))
     counts[status.partition(":")[0]] += 1
     counts["faces"] += sum("crop" in row for row in rows)
     if status != "aligned":
-        bar.write(f"skipped {source}: {status}", file=sys.stderr)
+        if not keep:
+            bar.write(f"skipped {source}: {status}", file=sys.stderr)
     elif found > len(rows):
         which = "one with a hole, or the largest," if rows[0]["seen"] else "the largest"
         bar.write(f"{source}: took {which} of {found} faces; --faces all takes them all", file=sys.stderr)

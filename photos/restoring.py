@@ -1,5 +1,8 @@
 """Completed crops go back into their photos: enlarged, joined without a seam, and with the photo's grain."""
 
+import collections
+import contextlib
+import shutil
 import sys
 from typing import NamedTuple
 
@@ -10,12 +13,13 @@ import scipy.ndimage
 from PIL import Image
 
 import utils
-from completion import compositing
+from completion import compositing, masks
 from photos import geometry, occlusion, reading, record
 
 MARGIN = 32  # pixels of a photo that are looked at around its hole
 INPAINTED = 2**14  # pixels of a hole that OpenCV inpaints at once
 OTHER = 16  # grey levels, the mean difference from which a photo is another one
+BESIDE = "filled beside the face only"
 SQUARE, CLEAN = 8, 0.7  # pixels of a side, grey levels: where grain is measured, and what is too little to see
 
 
@@ -201,34 +205,104 @@ def put_back(path, photo, hidden, parts, sample, seed):
     return outside / max(1, hidden.sum())
 
 
-def restore(folders, crops, holes, pixels, completed, seed=0):
+def find_crops(paths):
+    """The `record.Crop` of each of some images, or None; those are told of. Raises UserError if there is no crop."""
+    crops = record.find_crops(paths)
+    if odd := [path for path, crop in zip(paths, crops, strict=True) if not crop]:
+        line = f"{utils.some(odd)}: of no photo that an align.csv above tells of"
+        if len(odd) == len(crops):
+            raise cli.UserError(f"--put_back: {line}; give faces as align.py writes them")
+        print(line, file=sys.stderr)
+    return crops
+
+
+def make_parts(crops, images, completed):
+    """The `Part`s of `crops`, without those that are None; images: their `inputs.Images`; completed: of each sample."""
+    filled = zip(crops, images.holes.masks, images.pixels, zip(*completed, strict=True), strict=True)
+    return [Part(*each) for each in filled if each[0]]
+
+
+def choose_faces(aligned, kind, size):
+    """Which photos are filled, and from which faces: a dict as `restore` takes it, and `Crop`s in order of their paths.
+
+    aligned: what `alignment.align_photos` returns; kind: of the holes, "alpha" where the photos have their own; size:
+    of completed crops. Raises UserError if none is filled.
+    """
+    photos, crops = {}, []
+    for (source, mask), cut in aligned.items():
+        found, why = ([], cut) if isinstance(cut, str) else (cut, "")
+        if kind == "alpha" and why in ("", "no face"):
+            known = [masks.transparent(Image.fromarray(crop.pixels), size) for crop in found]
+            why = "" if all(each.any() for each in known) else "nothing known: the hole leaves nothing of the face"
+            if not mask and not (found[0].pixels.shape[2] == 4 if found else reading.read_photo(source).hidden.any()):
+                why = "no hole: nothing in it is transparent; give --mask, --maskDir or --maskType"
+            found = [crop for crop, each in zip(found, known, strict=True) if not each.all()]
+        elif why == "no face":
+            why += ": --points tells where it is"
+        photos[source, mask] = why
+        crops += [] if why else found
+    if all(photos.values()):
+        *others, last = (f"{source}: {why}" for (source, _), why in photos.items())
+        for line in others:
+            print(f"skipped {line}", file=sys.stderr)
+        raise cli.UserError(last)
+    return photos, sorted(crops, key=lambda crop: crop.path)
+
+
+def restore(folders, parts, kind, seed=0, photos=None):
     """Put completed crops back into their photos, for each sample in a folder of its own: FOLDER/NAME.png.
 
-    crops: of each the `record.Crop`, or None where it came from no photo; holes: `masks.Holes`; pixels: uint8
-    (size, size, C) each, as they were; completed: for each sample all of them, completed. seed: of the first sample's
-    grain, one more for each further sample. Returns for each folder how many photos were written, and the mean share
-    of their holes that lies in no crop. A photo that is gone or another one now is reported and left out.
+    parts: a `Part` for each crop; kind: of their holes. seed: of the first sample's grain, one more for each further
+    sample. A photo that is gone or another one now is reported and left out. photos: where whole photos were given, a
+    dict from path and mask of each to why it stays as it is, or to "". Each of them comes out then, copied if it is not
+    filled. Returns for each folder a line that counts what became of them.
     """
-    photos, shares = {}, [[] for _ in folders]
-    for crop, *rest, samples in zip(crops, holes.masks, pixels, zip(*completed, strict=True), strict=True):
-        if crop:
-            photos.setdefault((crop.source, crop.mask_file), []).append(Part(crop, *rest, samples))
-    names = [utils.shorten(source.stem) for source, _ in photos]
+    every, counts, shares = {origin: [] for origin in photos or ()}, collections.Counter(), [[] for _ in folders]
+    for part in parts:
+        every.setdefault((part.crop.source, part.crop.mask_file), []).append(part)
+    names = [utils.shorten(source.stem) for source, _ in every]
     if len({name.casefold() for name in names}) < len(names):
         names = [f"{number:04d}_{name}" for number, name in enumerate(names)]
-    for name, (origin, parts) in zip(names, photos.items(), strict=True):
+    for folder in folders:
+        with utils.report_write_errors(folder):
+            folder.mkdir(exist_ok=True)
+    for name, (origin, parts) in zip(names, every.items(), strict=True):
+        source, why = origin[0], photos and photos[origin]
         try:
-            for folder in folders:
-                with utils.report_write_errors(folder):
-                    folder.mkdir(exist_ok=True)
-            photo = parts[0].crop.photo
+            if why:
+                raise cli.UserError(f"{source}: {why}")
+            photo = parts[0].crop.photo if parts else None
             if photo is None:
                 photo = reading.read_photo(*origin)
-                check_unchanged(photo, holes.kind, parts)
-            hidden = hidden_in_photo(photo, holes.kind, parts)
+                check_unchanged(photo, kind, parts)
+            hidden = hidden_in_photo(photo, kind, parts)
             for sample, folder in enumerate(folders):
-                path = folder / f"{name}.png"
-                shares[sample].append(put_back(path, photo, hidden, parts, sample, seed + sample))
+                shares[sample].append(put_back(folder / f"{name}.png", photo, hidden, parts, sample, seed + sample))
+            counts[BESIDE if shares[0][-1] == 1 else "mended"] += 1
+            if shares[0][-1] == 1:
+                print(
+                    f"{source}: {BESIDE}: the hole touches no face found; --points tells where one is", file=sys.stderr
+                )
         except cli.UserError as error:
-            print(f"skipped {error}", file=sys.stderr)
-    return [(len(each), float(np.mean(each)) if each else 0.0) for each in shares]
+            counts[why.partition(":")[0] if why else "see above"] += 1
+            print(f"{'skipped' if photos is None else 'unchanged'} {error}", file=sys.stderr)
+            for folder in folders if photos else ():
+                copy(source, folder / f"{name}{source.suffix}")
+    return [told(folder, counts, each) for folder, each in zip(folders, shares, strict=True)]
+
+
+def copy(source, path):
+    """Copy a file as it is, if there is one; raises UserError, naming what cannot be written."""
+    with contextlib.suppress(FileNotFoundError), open(source, "rb") as file:
+        with utils.atomic_write(path) as copied:
+            shutil.copyfileobj(file, copied)
+
+
+def told(folder, counts, shares):
+    """A line on the photos in a folder: how many were filled, from what, and why others were not; see `restore`."""
+    rest = {why: count for why, count in counts.items() if why not in ("mended", BESIDE)}
+    done = [f"{counts['mended']} mended", *(f"{counts[BESIDE]} {BESIDE}" for _ in range(counts[BESIDE] > 0))]
+    if rest:
+        done.append(f"{sum(rest.values())} unchanged ({', '.join(f'{count} {why}' for why, count in rest.items())})")
+    share = f"; {np.mean(shares):.0%} of the holes lie beside the faces, and are inpainted" if shares else ""
+    return f"{folder}: {', '.join(done)}{share}"

@@ -235,6 +235,7 @@ def test_help_does_not_wait_for_tensorflow(script):
         (["images/0.png", "--outDir", "file/out"], ["--outDir file/out", "cannot be written"]),
         (["images/0.png", "--outDir", "images"], ["--outDir images", "not empty"]),
         (["images", "--outDir", "images/completed"], ["--outDir images/completed", "lies in images"]),
+        (["images/0.png", "--faces", "all"], ["--faces: is for --photo"]),
         (["images/0.png", "--centerScale", "0.5"], ["--centerScale 0.5", "no hole"]),
         (["images/0.png", "--mask", "broken.png"], ["broken.png", "not a readable image"]),
         (["images/0.png", "--mask", "black.png"], ["--mask black.png", "no hole"]),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import test_align
 import test_faces
-from conftest import ROOT, one_line
+from conftest import ROOT
 from conftest import run as run_script
 from PIL import Image
 from test_faces import PORTRAIT, align, apply, crops, matrix_of, read, rows_of, run
@@ -148,11 +148,11 @@ def test_bad_masks_are_reported_and_the_other_photos_aligned(tmp_path, damaged, 
     (tmp_path / "masks/c.png").write_text("no picture")
     assert "1 faces aligned in 1 of 4 photos" in run_here("in", "out", "--maskDir", "masks")
     assert (
-        "in/b.png: unreadable: " in run_here.err
+        "in/b.png: no fitting mask: " in run_here.err
         and "masks/b.png: a mask of 240x239 pixels, for a photo of 240x240" in (run_here.err)
     )
     assert "masks/c.png: not a readable image" in run_here.err
-    assert "in/d.png: unreadable: --maskDir masks: holds no mask, or several, named d" in run_here.err
+    assert "in/d.png: no fitting mask: --maskDir masks: holds no mask, or several, named d" in run_here.err
     assert crops(tmp_path / "out") == ["a.png"]
     for flags, words in (
         (["--mask", "masks/a.png"], "--mask: is for one photo, and INPUT holds 4; --maskDir"),
@@ -195,7 +195,7 @@ def test_a_hole_that_has_grown_is_reported(tmp_path, damaged, run_here, trained)
     grown = damaged.copy()
     grown[60:160, 70:170] = True
     Image.fromarray(grown).save(tmp_path / "masks/a.png")
-    done = run_script("complete.py", "out", *FLAGS, trained / "checkpoints/mine", cwd=tmp_path)
+    done = run_script("complete.py", "out", "--put_back", *FLAGS, trained / "checkpoints/mine", cwd=tmp_path)
     assert "in/a.png: has changed since its faces were cut out; run align.py again" in done.stderr
     assert not list((tmp_path / "completions/photos").iterdir())
 
@@ -282,7 +282,7 @@ def test_one_command_mends_a_photo_with_the_same_bits_as_two(tmp_path, damaged, 
     changed = (result != PORTRAIT).any(-1)
     assert not changed[~damaged].any() and changed[damaged].mean() > 0.9
     run("in", "aligned", "--mask", "masks/a.png", "--size", 16)
-    run_script("complete.py", "aligned", "--outDir", "two", *FLAGS, model, cwd=tmp_path)
+    run_script("complete.py", "aligned", "--put_back", "--outDir", "two", *FLAGS, model, cwd=tmp_path)
     np.testing.assert_array_equal(read(tmp_path / "two/photos/a.png"), result)
     # what lies under the hole has no say, wherever it is said to be one
     transparent(damaged, 3).save(tmp_path / "in/a.png")
@@ -290,24 +290,59 @@ def test_one_command_mends_a_photo_with_the_same_bits_as_two(tmp_path, damaged, 
     np.testing.assert_array_equal(read(tmp_path / "three/photos/a.png"), result)
 
 
-def test_photos_that_cannot_be_mended_are_reported(tmp_path, damaged, trained):
-    model = trained / "checkpoints/mine"
+def test_every_photo_comes_out(tmp_path, damaged, trained):
+    flags = ["--photo", *FLAGS, trained / "checkpoints/mine"]
     beside = np.zeros(damaged.shape, bool)
     beside[-20:, -20:] = True
-    for name, hidden in {"b": beside, "c": damaged, "d": damaged, "e": np.ones((1, 1), bool)}.items():
+    for name, hidden in {"b_mask": beside, "c": damaged, "d": damaged, "e": ~beside}.items():
         Image.fromarray(hidden).save(tmp_path / f"masks/{name}.png")
-    Image.fromarray(PORTRAIT).save(tmp_path / "in/b.png")
-    Image.fromarray(np.full(PORTRAIT.shape, 9, np.uint8)).save(tmp_path / "in/c.png")
+    Image.fromarray(PORTRAIT).save(tmp_path / "in/b.tif")  # its damage is beside the face
+    flat = np.full(PORTRAIT.shape, 9, np.uint8)  # without a face
+    Image.fromarray(np.where(damaged[..., None], 200, flat).astype(np.uint8)).save(tmp_path / "in/c.png")
     (tmp_path / "in/d.png").write_text("no picture")
-    Image.new("L", (1, 1)).save(tmp_path / "in/e.png")
-    done = run_script("complete.py", "in", "--photo", "--maskDir", "masks", *FLAGS, model, cwd=tmp_path)
-    for words in ("aligned/b.png: leaves no hole", "in/c.png: no face", "in/d.png: unreadable", "hides 100%"):
-        assert words in done.stderr
-    assert [path.name for path in (tmp_path / "completions/photos").iterdir()] == ["a.png"]
-    done = run_script("complete.py", "in/c.png", "--photo", *FLAGS, model, "--outDir", "none", cwd=tmp_path, status=2)
-    assert "in/c.png: nothing was aligned (1 no face)" in done.stderr.splitlines()[-1]
-    assert not list((tmp_path / "none").iterdir())  # so that the same command can be tried with --points
-    one_line(run_script("complete.py", "in", "--faces", "all", cwd=tmp_path, status=2), "--faces: is for --photo")
+    for name in ("e", "f"):  # an inverted mask, and none
+        shutil.copy("in/a.png", f"in/{name}.png")
+    done = run_script("complete.py", "in", *flags, "--maskDir", "masks", cwd=tmp_path)
+    counts = "1 mended, 2 filled beside the face only, 3 unchanged (1 unreadable, 2 no fitting mask); "
+    assert f"completions/photos: {counts}" in done.stdout
+    for line in (
+        "in/b.tif: filled beside the face only",
+        "in/c.png: filled beside the face only",
+        "in/d.png: unreadable",
+        "in/e.png: no fitting mask: /",
+        "in/f.png: no fitting mask: --maskDir masks: holds no mask",
+    ):
+        assert line in done.stderr
+    photos = tmp_path / "completions/photos"
+    assert sorted(path.name for path in photos.iterdir()) == [f"{name}.png" for name in "abcdef"]
+    for name in "def":
+        assert (photos / f"{name}.png").read_bytes() == (tmp_path / f"in/{name}.png").read_bytes()
+    filled = read(photos / "b.png")
+    assert (filled == PORTRAIT)[~beside].all() and (filled != PORTRAIT)[beside].any()
+    np.testing.assert_allclose(read(photos / "c.png"), flat, atol=8)
+
+
+@pytest.mark.parametrize(
+    "photo, flags, words",
+    [
+        ("in/a.png", [], "{}/in/a.png: no hole: nothing in it is transparent; give --mask, --maskDir or --maskType"),
+        ("in/c.png", [], "{}/in/c.png: no hole: nothing in it is transparent"),
+        ("in/c.png", ["--maskType", "left"], "{}/in/c.png: no face: --points tells"),
+        (
+            "in/c.png",
+            ["--mask", "masks/a.png"],
+            "{0}/in/c.png: no fitting mask: {0}/masks/a.png: a mask of 240x240 pixels",
+        ),
+        ("in/a.png", ["--mask", "nope.png"], "--mask nope.png: no such file"),
+        ("in/a.png", ["--mask", "in/c.png"], "--mask in/c.png: looks like a photo, not like its mask, as it has"),
+    ],
+)
+def test_a_photo_whose_hole_cannot_be_seen_is_an_error(tmp_path, damaged, trained, photo, flags, words):
+    Image.fromarray(cv2.resize(PORTRAIT[100:], (300, 300)), "RGB").save(tmp_path / "in/c.png")
+    flags = [photo, "--photo", *flags, *FLAGS, trained / "checkpoints/mine"]
+    *_, line = run_script("complete.py", *flags, cwd=tmp_path, status=2).stderr.splitlines()
+    assert line.startswith(f"complete.py: error: {words.format(tmp_path)}")
+    assert not list((tmp_path / "completions").iterdir())  # so that the same command can be tried with another flag
 
 
 def test_all_faces_of_a_photo_are_filled(tmp_path, damaged, landmarks, trained):

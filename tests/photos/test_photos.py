@@ -1,11 +1,12 @@
 """Whole photos: the completed crops back where they came from."""
 
 import csv
+import re
 
 import cv2
 import numpy as np
 import pytest
-from conftest import run
+from conftest import one_line, run
 from PIL import Image, ImageCms
 
 from completion import compositing, masks
@@ -157,10 +158,12 @@ def write_row(folder, source, size=64, matrix=MATRIX, output="face.png", mask=""
 
 
 def mend(folder, holes, pixels, completed, name="face.png"):
-    """Put the one crop in a folder back into its photo, in `folder`/out."""
-    crops = record.find_crops([folder / name])
-    (result,) = restoring.restore([folder / "out"], crops, holes, pixels, [completed])
-    return result
+    """Put the one crop in a folder back into its photo, in `folder`/out: how many are mended, and the share beside."""
+    parts = zip(record.find_crops([folder / name]), holes.masks, pixels, [completed], strict=True)
+    parts = [restoring.Part(*each) for each in parts if each[0]]
+    (line,) = restoring.restore([folder / "out"], parts, holes.kind)
+    count, share = re.fullmatch(rf"{folder}/out: (\d+) mended[^;]*(?:; (\d+)% .*)?", line).groups()
+    return int(count), int(share or 0) / 100
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "I;16"])
@@ -307,15 +310,22 @@ def test_complete_mends_the_photos_of_its_images(trained, tmp_path):
     matrix = np.array([[0.1, 0, -2.0], [0, 0.1, -3.0]])
     Image.fromarray(cut(before, matrix, 16)).save(tmp_path / "aligned/face.png")
     write_row(tmp_path / "aligned", tmp_path / "photo.jpg", 16, matrix)
-    flags = "aligned --nIter 5 --candidates 20 --samples 2 --checkpointDir".split()
-    done = run("complete.py", *flags, trained / "checkpoints/mine", cwd=tmp_path)
-    assert "completions/photos_1: 1 mended; 0% of the holes" in done.stdout
+    flags = "aligned --nIter 5 --candidates 20 --checkpointDir".split() + [trained / "checkpoints/mine"]
+    run("complete.py", *flags, cwd=tmp_path)
+    assert not list((tmp_path / "completions").glob("photos*"))  # it was not asked for
+    done = run("complete.py", *flags, "--put_back", "--samples", 2, cwd=tmp_path)
+    assert done.stdout.startswith("results: completions-2\n")
+    assert "completions-2/photos_1: 1 mended; 0% of the holes" in done.stdout
     hidden = np.zeros((200, 220), bool)
     hidden[65:145, 55:135] = True  # where the crop's pixels 4 to 12 lie
-    results = [np.asarray(Image.open(tmp_path / f"completions/photos_{i}/photo.png")) for i in range(2)]
+    results = [np.asarray(Image.open(tmp_path / f"completions-2/photos_{i}/photo.png")) for i in range(2)]
     for after in results:
         changed = (after != before).any(-1)
         assert not changed[~hidden].any() and changed[hidden].mean() > 0.9
     assert (results[0] != results[1]).any()
-    run("complete.py", *flags, trained / "checkpoints/mine", "--maskType", "full", "--outDir", "full", cwd=tmp_path)
-    assert not list((tmp_path / "full").glob("photos*"))
+    done = run("complete.py", *flags, "--put_back", "--maskType", "full", cwd=tmp_path, status=2)
+    one_line(done, "--maskType full: leaves no hole in a photo")
+    (tmp_path / "aligned/align.csv").unlink()
+    one_line(
+        run("complete.py", *flags, "--put_back", cwd=tmp_path, status=2), "--put_back: aligned/face.png: of no photo"
+    )
