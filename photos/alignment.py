@@ -359,7 +359,8 @@ def align_photos(inputs, output, settings, keep=False):
         with tqdm(total=len(todo), unit="photo", dynamic_ncols=True, disable=not todo) as bar:
             for rows, cut in in_parallel(tasks, output, settings, received) if todo else ():
                 store(output, rows, records.pop(rows[0]["source"], []))
-                count(rows, counts, bar, keep)
+                count(rows, counts, bar, keep or len(sources) == 1)
+                last = rows[0]["status"]
                 if keep:
                     room -= cut[0].photo.pixels.nbytes if cut and cut[0].photo else 0
                     cut = cut if room > 0 else [crop._replace(photo=None) for crop in cut]
@@ -373,21 +374,21 @@ def align_photos(inputs, output, settings, keep=False):
         print(f"stopped; the same command {'starts again' if settings.overwrite else 'resumes'}")
         sys.exit(128 + received[0])
     if not keep and not counts["aligned"] + counts["already done"]:
-        why = ", ".join(f"{counts[status]} {status}" for status in told if counts[status])
-        raise cli.UserError(f"INPUT {inputs[0]}: nothing was aligned ({why}); see above")
+        why = ", ".join(f"{counts[status]} {status}" for status in told if counts[status]) + "; see above"
+        raise cli.UserError(f"INPUT {inputs[0]}: nothing was aligned ({last if len(sources) == 1 else why})")
     return {(Path(source), hidden.get(source) and Path(hidden[source])): kept.get(source) for source in sources}
 
 
-def count(rows, counts, bar, keep):
+def count(rows, counts, bar, later):
     """Count what became of a photo, by its rows of the record, and report faces that are not cut out on the bar.
 
-    Where `keep` is true, those without any are reported later.
+    later: whether it is reported later that none is.
     """
     source, status, found = (rows[0][key] for key in ("source", "status", "found"))
     counts[status.partition(":")[0]] += 1
     counts["faces"] += sum("crop" in row for row in rows)
     if status != "aligned":
-        if not keep:
+        if not later:
             bar.write(f"skipped {source}: {status}", file=sys.stderr)
     elif found > len(rows):
         which = "one with a hole, or the largest," if rows[0]["seen"] else "the largest"

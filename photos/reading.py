@@ -3,6 +3,8 @@
 import io
 from typing import NamedTuple
 
+import cli
+
 import numpy as np
 import scipy.ndimage
 from PIL import Image, ImageCms
@@ -57,6 +59,8 @@ def to_photo(image, file, mask=None):
         white = masks.hidden_by(mask, hidden.shape)
         if hidden.any():
             cut_out = erased(alpha, white)
+            if not (white & (cut_out == 255)).any():
+                raise cli.UserError(f"{mask}: hides nothing but what is transparent in the photo, and stays so")
         alpha = np.where(white, np.uint8(0), np.uint8(255) if alpha is None else alpha)
     return Photo(to_pixels(image, image.mode in GREY), alpha, *png_metadata(file, image), cut_out)
 

@@ -287,15 +287,16 @@ def restore(folders, parts, kind, seed=0, photos=None):
             counts[why.partition(":")[0] if why else "see above"] += 1
             print(f"{'skipped' if photos is None else 'unchanged'} {error}", file=sys.stderr)
             for folder in folders if photos else ():
-                copy(source, folder / f"{name}{source.suffix}")
+                copy(source, folder / f"{name}{utils.shorten(source.suffix, 20)}")
     return [told(folder, counts, each) for folder, each in zip(folders, shares, strict=True)]
 
 
 def copy(source, path):
-    """Copy a file as it is, if there is one; raises UserError, naming what cannot be written."""
-    with contextlib.suppress(FileNotFoundError), open(source, "rb") as file:
-        with utils.atomic_write(path) as copied:
-            shutil.copyfileobj(file, copied)
+    """Copy a file as it is, if it can be read; raises UserError, naming the copy, if that cannot be written."""
+    with contextlib.suppress(OSError):
+        if source.is_file():  # a pipe would be waited for
+            with open(source, "rb") as file, utils.atomic_write(path) as copied:
+                shutil.copyfileobj(file, copied)
 
 
 def told(folder, counts, shares):

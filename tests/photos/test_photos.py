@@ -1,7 +1,10 @@
 """Whole photos: the completed crops back where they came from."""
 
 import csv
+import os
 import re
+
+import cli
 
 import cv2
 import numpy as np
@@ -228,9 +231,22 @@ def test_a_cut_out_keeps_its_transparency(tmp_path, channels):
         stays[:, :50] = True
         np.testing.assert_array_equal(after[..., -1], np.where(stays, 40, 255))
         np.testing.assert_array_equal(after[~mask | stays], np.asarray(image)[~mask | stays])
+        with pytest.raises(cli.UserError, match="rest.png: hides nothing but what is transparent in the photo"):
+            Image.fromarray(mask & stays).save(tmp_path / "rest.png")
+            reading.read_photo(tmp_path / "photo.png", tmp_path / "rest.png")
         results.append(after[mask & ~stays])
         assert (results[-1] != np.asarray(image)[mask & ~stays]).any(-1).mean() > 0.9
     np.testing.assert_array_equal(*results)
+
+
+def test_only_files_are_copied(tmp_path):
+    (tmp_path / "photo").write_text("as it is")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("photo", "pipe", "nothing"):
+        restoring.copy(tmp_path / name, tmp_path / f"{name}.copy")
+    assert [(path.name, path.read_text()) for path in tmp_path.glob("*.copy")] == [("photo.copy", "as it is")]
+    with pytest.raises(cli.UserError, match="nowhere/x: cannot be written"):
+        restoring.copy(tmp_path / "photo", tmp_path / "nowhere/x")
 
 
 def test_an_upright_photo_of_a_rotated_file(tmp_path):
