@@ -102,10 +102,11 @@ def test_complete_each_image_with_the_mask_of_its_name(trained, tmp_path):
         white = np.zeros((16, 16, 1), np.uint8)
         white[4 * i : 4 * i + 4] = 255
         (tmp_path / "holes").mkdir(exist_ok=True)
-        utils.write_image(tmp_path / f"holes/{i}.png", white)
+        utils.write_image(tmp_path / "holes" / ("0.png", "1_mask.png", "2-MASK.PNG")[i], white)
     files = sorted((trained / "images").iterdir())[:3]
     flags = ["--maskDir", "holes", "--blend", "none", *FEW, "--checkpointDir", trained / "checkpoints/mine"]
-    run("complete.py", *files, *flags, cwd=tmp_path)
+    run("complete.py", *files, "holes/1_mask.png", *flags, cwd=tmp_path)  # which is no image, as it is a mask
+    assert len(list((tmp_path / "completions/final").iterdir())) == 3
     for i, file in enumerate(files):
         same = (pixels(tmp_path / f"completions/final/000{i}_{i}.png") == pixels(file)).all(-1)
         hidden = np.arange(16) // 4 == i
