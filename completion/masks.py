@@ -118,13 +118,15 @@ def read_hidden(path):
 def count_greys(picture):
     """How many greys uint8 (H, W) has away from edges between black and white; 0 where that is a tenth of it or less.
 
-    A mask has none: its greys are edges, soft or blurred by JPEG.
+    A mask has none: its greys are edges, soft or blurred by JPEG, and they are few.
     """
     step = 1 + max(picture.shape) // 1024
     picture = picture[::step, ::step]
-    edges = (scipy.ndimage.minimum_filter(picture, 17) < 32) & (scipy.ndimage.maximum_filter(picture, 17) >= 224)
-    greys = picture[(picture >= 32) & (picture < 224) & ~edges]
-    return len(np.unique(greys)) if greys.size > picture.size / 10 else 0
+    grey = (picture >= 32) & (picture < 224)
+    if grey.mean() < 0.4:
+        edges = (scipy.ndimage.minimum_filter(picture, 17) < 32) & (scipy.ndimage.maximum_filter(picture, 17) >= 224)
+        grey &= ~edges
+    return len(np.unique(picture[grey])) if grey.mean() > 0.1 else 0
 
 
 def fit_hidden(hidden, size, side):

@@ -1,5 +1,6 @@
 """Photos in memory: decoded once, upright, with what is missing of them and their metadata."""
 
+import contextlib
 import io
 from typing import NamedTuple
 
@@ -93,6 +94,10 @@ def png_metadata(file, image):
     with Image.open(file) as raw:
         if ";16" in f"{raw.mode} {raw.tile}":
             lost.append("16 bits a channel became 8")
+        with contextlib.suppress(Exception):  # EOFError of most photos, and anything of damaged ones
+            if raw.format != "MPO":  # whose second picture is a small one of the same
+                raw.seek(1)
+                lost.append("of its pictures only the first is there")
     try:
         kept["exif"] = image.getexif().tobytes()
     except Exception:  # Pillow raises anything on damaged ones

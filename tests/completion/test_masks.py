@@ -136,6 +136,8 @@ def test_what_is_no_mask_is_refused(save_image):
         masks.read_hidden(save_image("p.png", photo))
     with pytest.raises(cli.UserError, match="looks like a photo"):
         masks.read_hidden(save_image("white.png", np.where(damage[..., None], np.uint8(255), photo)))
+    with pytest.raises(cli.UserError, match="looks like a photo"):
+        masks.read_hidden(save_image("noise.png", RNG.integers(0, 256, (99, 99), np.uint8)))
     # where its damage was erased that is the hole, as what is erased of a black image; not what is opaque and white
     for colours in (photo, np.zeros_like(photo)):
         alpha = np.where(damage, 0, 255).astype(np.uint8)

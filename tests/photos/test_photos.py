@@ -303,6 +303,15 @@ def test_what_a_png_file_cannot_keep_is_reported(tmp_path, capsys):
     assert capsys.readouterr().err == f"{tmp_path / 'out/deep.png'}: 16 bits a channel became 8\n"
 
 
+@pytest.mark.parametrize("suffix, told", [("tif", True), ("gif", True), ("webp", True), ("mpo", False)])
+def test_of_several_pictures_in_a_file_the_first_counts(tmp_path, suffix, told):
+    pages = [Image.new("RGB", (40, 30), colour) for colour in ("navy", "red")]
+    pages[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=pages[1:])
+    photo = reading.read_photo(tmp_path / f"a.{suffix}")
+    assert photo.lost == ["of its pictures only the first is there"] * told
+    assert np.abs(photo.pixels - np.int16([0, 0, 128])).max() <= 9
+
+
 def test_a_photo_that_has_changed_is_left_alone(tmp_path, capsys):
     photo, holes = smooth((200, 220, 3)), masks.holes("center", [KNOWN])
     write_row(tmp_path, tmp_path / "photo.png")
