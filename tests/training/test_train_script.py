@@ -190,7 +190,7 @@ def test_too_little_memory_or_disk_is_one_line(error, reason):
 @pytest.mark.parametrize(
     "flags, words",
     [
-        (["--dataset", "empty"], ["--dataset empty: holds no images (.bmp, "]),
+        (["--dataset", "empty"], ["--dataset empty: holds no images (.avif, .bmp, "]),
         (["--dataset", "broken"], ["--dataset broken", "none of its 1 images"]),
         (["--dataset", "images", "--checkpoint_dir", "file/ck"], ["--checkpoint_dir file/ck", "cannot be written"]),
         (["--dataset", ""], ["--dataset: is empty"]),
