@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import functools
 import shutil
 import sys
 from typing import NamedTuple
@@ -13,49 +14,109 @@ import scipy.ndimage
 from PIL import Image
 
 import utils
-from completion import compositing, masks
-from photos import geometry, occlusion, reading, record
+from completion import compositing, masks, patchmatch
+from photos import geometry, reading, record
 
-MARGIN = 32  # pixels of a photo that are looked at around its hole
-INPAINTED = 2**14  # pixels of a hole that OpenCV inpaints at once
+MARGIN = 128  # pixels of a photo that are looked at around its hole; half the hole's longer side where that is more
 OTHER = 16  # grey levels, the mean difference from which a photo is another one
 BESIDE = "filled beside the face only"
 SQUARE, CLEAN = 8, 0.7  # pixels of a side, grey levels: where grain is measured, and what is too little to see
 
+# 64ths of a crop: how far the photo's texture reaches into a face, below which size it is texture, and how far a face
+# reaches beyond its outline and then fades
+REACH, TEXTURE, BEYOND, FADE = 2, 0.6, 2, 3
 
-def into_photo(photo, hidden, crops, matrices, seed=0, void=None):
-    """Fill the hole of a whole photo from its completed faces, and what lies in none of them by inpainting.
+
+def into_photo(photo, hidden, crops, matrices, seed=0, void=None, texture=None, at_once=patchmatch.HOLE):
+    """Fill the hole of a whole photo from its completed faces, and what lies beside them by PatchMatch.
 
     photo: uint8 (H, W, C); what it holds where boolean (H, W) `hidden` is ignored, and nothing else changes. void: what
-    is transparent and stays so, boolean (H, W), which is ignored as well. crops:
-    completed faces, uint8 (size, size, C) each; matrices: (2, 3), from photo to crop pixels (x, y, 1). Where faces
-    overlap, a pixel comes from the one in whose middle it lies most. Each is enlarged to the photo's resolution, joined
-    without a seam (`harmonic`), and gets the grain of the photo (`seed` decides it). Returns the photo, and how
-    many pixels of the hole lie in no face.
+    is transparent and stays so, boolean (H, W), which is ignored as well. crops: completed faces, uint8 (size, size, C)
+    each; matrices: (2, 3), from photo to crop pixels (x, y, 1). Where faces overlap, a pixel comes from the one in
+    whose middle it lies most. Each is enlarged to the photo's resolution and joined without a seam (`harmonic`). Beyond
+    its outline it fades into what PatchMatch copies from the rest of the photo, near known pixels it takes the fine
+    detail of that, and further inside the photo's grain (`seed` decides it). Returns the photo, how many pixels of the
+    hole lie in no crop, and what PatchMatch made: as `texture` it serves other crops for the same hole. at_once: see
+    `patchmatch.fill`.
     """
+    import cv2
+
     result = photo.copy()
-    left = hidden.copy()
-    if hidden.any():
-        part = surrounding(hidden, MARGIN)  # all work is done in the part of the photo around the hole
-        filled, rest = photo[part].astype(np.float64), hidden[part].copy()
-        known = ~rest if void is None else ~(rest | void[part])
-        noise = grain(photo[part], ~known, seed)
-        matrices = [matrix @ geometry.resize_matrix(1, (part[1].start, part[0].start)) for matrix in matrices]
-        owners = owner_of_pixels(rest, matrices, [len(crop) for crop in crops])
-        for number, (crop, matrix) in enumerate(zip(crops, matrices, strict=True)):
-            own = rest & (owners == number)
-            if not own.any():
-                continue
-            face = enlarged(crop, matrix, rest.shape)
-            error = np.where(rest[..., None], 0.0, filled - face)
-            filled[own] = (face + compositing.harmonic(error, own, known))[own]
-            rest &= ~own
-            known |= own
-        left[part] = rest
-        filled = inpainted(filled, rest, known)
-        filled[hidden[part]] += noise[hidden[part]]
-        result[part][hidden[part]] = np.clip(filled.round(), 0, 255).astype(np.uint8)[hidden[part]]
-    return result, int(left.sum())
+    if not hidden.any():
+        return result, 0, texture
+    part = around(hidden)  # all work is done in the part of the photo around the hole
+    photo, hidden = photo[part], hidden[part]
+    known = ~hidden if void is None else ~(hidden | void[part])
+    noise = grain(photo, ~known, seed)
+    filled, inside, near, faces = photo.astype(np.float64), *np.zeros((2, *hidden.shape, 1)), []
+    distance = cv2.distanceTransform(hidden.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[..., None]
+    matrices = [matrix @ geometry.resize_matrix(1, (part[1].start, part[0].start)) for matrix in matrices]
+    owners = owner_of_pixels(hidden, matrices, [len(crop) for crop in crops])
+    done = known.copy()
+    for number, (crop, matrix) in enumerate(zip(crops, matrices, strict=True)):
+        own = owners == number
+        if own.any():
+            face, depth = (enlarged(x, matrix, own.shape) for x in (crop, outline(len(crop))))
+            error = np.where(done[..., None], filled - face, 0.0)
+            filled[own] = (face + compositing.harmonic(error, own, done))[own]
+            unit = len(crop) / 64 * abs(np.linalg.det(matrix[:, :2])) ** -0.5
+            inside[own] = smoothstep((depth[own] + BEYOND) / FADE)
+            near[own] = np.clip(2 - distance[own] / (REACH * unit), 0, 1)
+            faces.append((own[..., None], unit))
+            done |= own
+    if texture is None:
+        unsure = hidden & ((inside < 1) | (near > 0))[..., 0]
+        texture = patchmatch.fill(to_bytes(filled), unsure, known | (hidden & ~unsure), at_once)
+    filled = inside * filled + (1 - inside) * texture
+    for own, unit in faces:
+        error = np.where(own, texture - filled, 0.0)
+        filled += near * (error - smoothed(error, own, TEXTURE * unit))
+    filled += np.sqrt(1 - near**2) * inside * noise
+    result[part][hidden] = to_bytes(filled)[hidden]
+    return result, int((owners < 0)[hidden].sum()), texture
+
+
+def to_bytes(pixels):
+    """float64 from 0 to 255, which it may exceed, as uint8."""
+    return np.clip(pixels.round(), 0, 255).astype(np.uint8)
+
+
+def smoothstep(values):
+    """From 0 at 0 and below to 1 at 1 and above."""
+    values = np.clip(values, 0, 1)
+    return values**2 * (3 - 2 * values)
+
+
+@functools.cache
+def outline(size):
+    """How deep in the face each pixel of a crop lies, in 64ths of it, below 0 beside it: float32 (size, size, 1).
+
+    The outline is the mean face's jaw, and the crop's border.
+    """
+    import cv2
+
+    jaw = size * geometry.MINMAX_TEMPLATE[:17]
+    open_above = np.concatenate([jaw, [[jaw[-1, 0], -size], [jaw[0, 0], -size]]]).astype(np.float32)
+    depth = [[cv2.pointPolygonTest(open_above, (x, y), True) for x in range(size)] for y in range(size)]
+    y, x = np.indices((size, size)) + 0.5
+    border = np.minimum(np.minimum(x, size - x), np.minimum(y, size - y))
+    return (np.minimum(depth, border - BEYOND * size / 64) * 64 / size)[..., None].astype(np.float32)
+
+
+def smoothed(values, where, sigma):
+    """float64 (H, W, C) after heat has flown for as long as a Gaussian of `sigma` takes; it is 0 outside of `where`."""
+    import cv2
+
+    values = values.astype(np.float32)
+    for _ in range(16):
+        values = where * cv2.GaussianBlur(values, (0, 0), sigma / 4).reshape(values.shape)
+    return values
+
+
+def around(hidden):
+    """The part of a photo that `into_photo` looks at: slices."""
+    height, width = (side.stop - side.start for side in surrounding(hidden, 0))
+    return surrounding(hidden, max(MARGIN, max(height, width) // 2))
 
 
 def surrounding(hidden, margin):
@@ -88,20 +149,6 @@ def enlarged(crop, matrix, shape):
         crop = scipy.ndimage.gaussian_filter(crop, (shrink / 2, shrink / 2, 0))
     options = dict(flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)
     return cv2.warpAffine(crop, matrix, shape[::-1], **options).reshape(*shape, -1).astype(np.float64)
-
-
-def inpainted(pixels, hidden, known):
-    """float64 (H, W, C) with what is `hidden` inpainted after Telea, at a lower resolution where it is large.
-
-    What is neither that nor `known` is ignored.
-    """
-    if not hidden.any() or not known.any():
-        return pixels
-    shrink = max(1, round((hidden.sum() / INPAINTED) ** 0.5))
-    shares, sums = (compositing.shrunk(values, shrink) for values in (known[..., None], pixels * known[..., None]))
-    large = occlusion.inpaint(shares[..., 0], sums, hidden.shape)
-    large = large + compositing.harmonic(np.where(hidden[..., None], 0.0, pixels - large), hidden, known)
-    return np.where(hidden[..., None], large, pixels)
 
 
 def grain(photo, hidden, seed):
@@ -183,18 +230,19 @@ def check_unchanged(photo, kind, parts):
             raise cli.UserError(f"{part.crop.source}: has changed since its faces were cut out; run align.py again")
 
 
-def put_back(path, photo, hidden, parts, sample, seed):
+def put_back(path, photo, hidden, parts, sample, seed, texture=None):
     """Write a photo whose `hidden` part is filled from one sample of its completed crops to `path`, a PNG file.
 
     It has the photo's own size. Nothing else changes: a grey photo stays grey, what else is transparent stays so, and
     its colour profile and EXIF data stay. What cannot stay is reported. Returns the share of the hole that lies in no
-    crop. Raises UserError if `path` can't be written.
+    crop, and the texture (see `into_photo`). Raises UserError if `path` can't be written.
     """
     grey = photo.pixels.shape[2] == 1
     crops = [reading.to_pixels(utils.to_picture(part.completed[sample]), grey) for part in parts]
     own = photo.alpha if parts and not parts[0].crop.mask_file else photo.cut_out
     void = None if own is None else (own < 255) & ~hidden
-    filled, outside = into_photo(photo.pixels, hidden, crops, [part.matrix() for part in parts], seed, void)
+    matrices = [part.matrix() for part in parts]
+    filled, outside, texture = into_photo(photo.pixels, hidden, crops, matrices, seed, void, texture)
     picture = utils.to_picture(filled)
     if void is not None and void.any():
         picture.putalpha(Image.fromarray(np.where(void, own, np.uint8(255))))
@@ -202,7 +250,7 @@ def put_back(path, photo, hidden, parts, sample, seed):
         picture.save(file, "PNG", **photo.metadata)
     if photo.lost:
         print(f"{path}: {', '.join(photo.lost)}", file=sys.stderr)
-    return outside / max(1, hidden.sum())
+    return outside / max(1, hidden.sum()), texture
 
 
 def find_crops(paths):
@@ -276,8 +324,11 @@ def restore(folders, parts, kind, seed=0, photos=None):
                 photo = reading.read_photo(*origin)
                 check_unchanged(photo, kind, parts)
             hidden = hidden_in_photo(photo, kind, parts)
+            texture = None  # of the first sample, so that what is beside the faces is the same in all
             for sample, folder in enumerate(folders):
-                shares[sample].append(put_back(folder / f"{name}.png", photo, hidden, parts, sample, seed + sample))
+                path = folder / f"{name}.png"
+                share, texture = put_back(path, photo, hidden, parts, sample, seed + sample, texture)
+                shares[sample].append(share)
             counts[BESIDE if shares[0][-1] == 1 else "mended"] += 1
             if shares[0][-1] == 1:
                 print(
@@ -305,5 +356,5 @@ def told(folder, counts, shares):
     done = [f"{counts['mended']} mended", *(f"{counts[BESIDE]} {BESIDE}" for _ in range(counts[BESIDE] > 0))]
     if rest:
         done.append(f"{sum(rest.values())} unchanged ({', '.join(f'{count} {why}' for why, count in rest.items())})")
-    share = f"; {np.mean(shares):.0%} of the holes lie beside the faces, and are inpainted" if shares else ""
+    share = f"; {np.mean(shares):.0%} of the holes lie beside the faces" if shares else ""
     return f"{folder}: {', '.join(done)}{share}"

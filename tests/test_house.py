@@ -20,7 +20,7 @@ MAY_IMPORT = {
 }
 # without TensorFlow at the top, so that --help and a usage error answer at once
 LIGHT = {"photos", "web", "checkpoint", "original", "utils", "cli"}
-LIGHT_FILES = {f"completion/{name}.py" for name in ("compositing", "masks", "metrics", "prior")} | {
+LIGHT_FILES = {f"completion/{name}.py" for name in ("compositing", "masks", "metrics", "patchmatch", "prior")} | {
     "training/cluster.py",
     "training/launch.py",
 }

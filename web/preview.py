@@ -13,6 +13,8 @@ import utils
 from photos import geometry, restoring
 from web import session
 
+MARGIN = 32  # pixels of the photo that are looked at around a hole
+TEXTURE = 2**12  # pixels of it that are filled by PatchMatch at once, as the search waits for it
 PREVIEW = 384  # pixels of the longer side of a hole while it is searched for
 
 
@@ -30,8 +32,7 @@ def previewer(photo, edit):
     """
     import cv2
 
-    margin = restoring.MARGIN
-    part = tuple(slice(max(0, side.start - margin), side.stop + margin) for side in edit.part)
+    part = tuple(slice(max(0, side.start - MARGIN), side.stop + MARGIN) for side in edit.part)
     pixels, hidden = session.before(photo, edit, part)
     hole = np.zeros(hidden.shape, np.float32)
     hole[session.overlap(part, edit.part)[0]] = edit.hole
@@ -43,11 +44,16 @@ def previewer(photo, edit):
         cv2.resize(values, size, interpolation=cv2.INTER_AREA) for values in (pixels, hidden.astype(np.float32), hole)
     )
     to_photo = geometry.resize_matrix(np.divide((width, height), size), (left, top))
+    small, hidden = pixels.reshape(*size[::-1], -1), hidden > 0
+    textures = {}
 
     def show(edit, generated, completer):
         crops = [] if generated is None else session.blended_crops(photo, edit, generated, completer)
         matrices = [matrix @ to_photo for matrix in edit.matrices[: len(crops)]]
-        filled, _ = restoring.into_photo(pixels.reshape(*size[::-1], -1), hidden > 0, crops, matrices)
+        texture = textures.get(len(crops))
+        filled, _, textures[len(crops)] = restoring.into_photo(
+            small, hidden, crops, matrices, texture=texture, at_once=TEXTURE
+        )
         return cut_out(filled, hole > 0)
 
     return (left, top, width, height), show

@@ -34,6 +34,7 @@ OUTLINE_SIZE = 64  # pixels of the crops that are outlined; crops of all sizes h
 ANSWERS = 4
 WHOLE = np.s_[0 : 2**31, 0 : 2**31]  # the part that is all of a photo
 DETECTING = threading.Lock()  # dlib's detector serves one thread at a time
+TEXTURING = threading.Lock()  # of an edit, once
 
 
 def load_completer(directory):
@@ -143,6 +144,7 @@ class Edit(NamedTuple):
     matrices: list = []  # (2, 3) for each face, from the photo's pixels to the crop's
     images: np.ndarray = np.zeros(0)  # (N, size, size, C) in [-1, 1]
     holes: masks.Holes | None = None  # of these
+    texture: list = []  # once an answer was looked at: what is beside the faces, see `restoring.into_photo`
 
 
 def overlap(one, other):
@@ -183,7 +185,7 @@ def start_edit(photo, strokes, layers=()):
     if hidden.all():
         raise cli.UserError("All of the photo is painted over: leave something of it.")
     part = restoring.surrounding(hole, 0)
-    return Edit(list(layers), part, restoring.surrounding(hidden, restoring.MARGIN), hole[part].copy(), [])
+    return Edit(list(layers), part, restoring.around(hidden), hole[part].copy(), [], texture=[])
 
 
 def with_faces(photo, edit, faces, completer, detector, marked=()):
@@ -266,7 +268,7 @@ def find_answers(edit, completer, stop, near=None):
         if stop.is_set():
             raise Stopped
 
-    if not edit.matrices:  # all of it is inpainted
+    if not edit.matrices:  # all of it is filled from the photo
         edit.answers.append((None, None))
         yield 0, None
         return
@@ -295,9 +297,17 @@ def blended_crops(photo, edit, generated, completer, detail=None):
 def render(photo, edit, answer, detail, completer):
     """The part of the photo that holds the hole, uint8 (h, w, C), filled with one of the answers at some detail."""
     pixels, hidden = before(photo, edit, edit.surroundings)
-    crops = blended_crops(photo, edit, edit.answers[answer][1], completer, detail) if edit.matrices else []
     to_photo = geometry.resize_matrix(1, [side.start for side in edit.surroundings[::-1]])
-    filled, _ = restoring.into_photo(pixels, hidden, crops, [matrix @ to_photo for matrix in edit.matrices], answer)
+    matrices = [matrix @ to_photo for matrix in edit.matrices]
+
+    def fill(number, detail=None, texture=None):
+        crops = blended_crops(photo, edit, edit.answers[number][1], completer, detail) if matrices else []
+        return restoring.into_photo(pixels, hidden, crops, matrices, number, texture=texture)
+
+    with TEXTURING:
+        if not edit.texture:  # the first answer's serves all others, as with --samples
+            edit.texture.append(fill(0)[-1])
+    filled, *_ = fill(answer, detail, *edit.texture)
     here, _ = overlap(edit.surroundings, edit.part)
     return np.where(edit.hole[..., None], filled[here], pixels[here])
 

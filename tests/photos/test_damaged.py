@@ -370,7 +370,7 @@ hidden[1200:1800, 1700:2300] = True
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 crop = np.full((64, 64, 3), 120, np.uint8)
 matrix = np.array([[0.08, 0, -128.0], [0, 0.08, -88.0]])
-filled, outside = restoring.into_photo(photo, hidden, [crop], [matrix])
+filled, outside, _ = restoring.into_photo(photo, hidden, [crop], [matrix])
 print(outside, abs(filled.astype(int) - 90).max(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
