@@ -17,7 +17,7 @@ from playwright.sync_api import expect, sync_playwright
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
-SEARCHED = re.compile("choose one|inpainted|Stopped")
+SEARCHED = re.compile("choose one|filled from|Stopped")
 PATIENCE = 180  # seconds, so that no test fails because the machine is busy
 expect.set_options(timeout=1000 * PATIENCE)
 

@@ -144,7 +144,7 @@ def test_a_detected_face_is_read_again_without_what_is_painted(photo, start, det
     np.testing.assert_array_equal(start(photo, face_gone).matrices[0], geometry.affine(faces[0].landmarks, 64))
 
 
-def test_without_a_face_the_hole_is_inpainted(start, completer):
+def test_without_a_face_the_hole_is_filled_from_the_photo(start, completer):
     photo = opened(skimage.data.coffee()[:200, :200])
     edit = find(start(photo), completer)
     assert not edit.matrices and len(edit.answers) == 1

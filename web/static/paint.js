@@ -158,7 +158,7 @@ async function onSearch(event) {
     job = null;
     if (failed) return;
     if (!found) say("Stopped.");
-    else if (!result.faces) say("No face was found there, so the hole is inpainted. If there is one, undo and mark it.");
+    else if (!result.faces) say("No face was found there, so the hole is filled from the rest of the photo. If there is one, undo and mark it.");
     else say(`${found} answer${found > 1 ? "s" : ""}: choose one, and save.${photo.faces.length + step().marked.length ? "" :
       " A face was found under the paint; if it is not in its place, undo and mark it."}`);
   }
