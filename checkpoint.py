@@ -41,6 +41,10 @@ TRAINING = {
     "flip": (cli.one_of(False, True), False, "mirror half of the images at random"),
     "precision": (cli.one_of("auto", *PRECISIONS), "auto", "what layers compute in; auto: the fastest without harm"),
 }
+COUNTS = {  # of steps, in config.json only
+    "evaluated": (cli.number(int, 0, 2**31), 0, "the last step that was evaluated"),
+    "pretrained_steps": (cli.number(int, 0, 2**31), 0, "steps behind the weights that the run started from"),
+}
 ENCODER = "encoder"  # the folder beside a model
 ENCODER_TRAINING = TRAINING | {"learning_rate": (TRAINING["learning_rate"][0], 0.0005, "initial learning rate of Adam")}
 
@@ -111,10 +115,11 @@ def choose(directory):
     raise cli.UserError(f"--checkpointDir{flag}; train one with train-dcgan.py, or name another folder")
 
 
-def describe(directory, step):
-    """A line that names the model in use, and where that has made few steps the pretrained one."""
+def describe(directory, dcgan):
+    """A line that names the model in use, and where few steps are behind it the pretrained one."""
     advice = f" (faces take about {FACES_AFTER}; --checkpointDir checkpoints/faces-64 is the pretrained model)"
-    return f"model: {directory}, step {step}{advice if step < FACES_AFTER else ''}"
+    few = dcgan.step + dcgan.pretrained_steps < FACES_AFTER
+    return f"model: {directory}, step {dcgan.step}{advice if few else ''}"
 
 
 def channels(image_size, dim):
@@ -138,7 +143,8 @@ def check_memory(architecture, each, place, remedy):
 
 
 def read_config(directory):
-    """The config of a checkpoint directory: "architecture" and "training", dicts, and the type of its "weights".
+    """The config of a checkpoint directory: "architecture" and "training", dicts, the type of its "weights", and those
+    of `COUNTS` that are there.
 
     Raises UserError, naming the file, if it is missing or damaged, or holds an impossible value.
     """
@@ -153,6 +159,7 @@ def read_config(directory):
         architecture = {name: checked(name, config["architecture"][name], ARCHITECTURE) for name in ARCHITECTURE}
         given = config.get("training", {})
         training = {name: checked(name, given[name], TRAINING) for name in TRAINING if name in given}
+        counts = {name: checked(name, config[name], COUNTS) for name in COUNTS if name in config}
         weights = config.get("weights", "float32")
         if weights not in ("float32", "float16"):
             raise ValueError(f"weights {str(weights)[:40]!r} are neither float32 nor float16")
@@ -162,7 +169,7 @@ def read_config(directory):
         why = f"is not as train-dcgan.py writes it ({why})"
         raise cli.UserError(f"{path}: {why}; restore it, or use another model") from error
     check_memory(architecture, 4, f"{path}: ", "use a larger machine, or another model")
-    return {"architecture": architecture, "training": training, "weights": weights}
+    return {"architecture": architecture, "training": training, "weights": weights} | counts
 
 
 def checked(name, value, settings):
@@ -171,7 +178,7 @@ def checked(name, value, settings):
     with contextlib.suppress(argparse.ArgumentTypeError):
         if type(value) in ((int, float) if type(default) is float else (type(default),)):
             return parse(str(value))
-    raise ValueError(f"{name} {str(value)[:40]!r} is not a value of --{name}")
+    raise ValueError(f"{name} {str(value)[:40]!r} is not a possible value")
 
 
 def write_config(directory, config):
@@ -215,8 +222,8 @@ def save(directory, networks, numbers, optimizers, keep=3):
             file.unlink()
 
 
-def publish(directory, architecture, networks, numbers):
-    """Write networks at half precision, without the state of their training, to a new directory.
+def publish(directory, config, networks, numbers):
+    """Write networks at half precision, with their config but not the state of their training, to a new directory.
 
     Raises UserError if it is not empty, or, before it is made, if a weight is too large for half precision.
     """
@@ -224,7 +231,7 @@ def publish(directory, architecture, networks, numbers):
         if not math.isfinite(float(abs(variable.numpy().astype("float32")).max())):
             raise cli.UserError(f"export: {variable.path} does not fit into half precision")
     directory = utils.make_directory(directory, "export", empty=True)
-    write_config(directory, {"architecture": architecture, "weights": "float16"})
+    write_config(directory, config | {"weights": "float16"})
     save(directory, networks, numbers, {}, keep=1)
 
 

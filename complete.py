@@ -100,7 +100,7 @@ def load_completer(args, directory):
     settings = {name: getattr(args, flag) for name, (flag, *_) in SEARCH.items() if getattr(args, flag) is not None}
     completer = Completer.load(directory, args.start, args.blend, args.detail, args.seed, **settings)
     start = f"an encoder of step {completer.encoder.step}" if completer.encoder else "candidates"
-    print(f"{device}\n{checkpoint.describe(directory, completer.dcgan.step)}")
+    print(f"{device}\n{checkpoint.describe(directory, completer.dcgan)}")
     print(f"start: {start}; blending: {completer.blending}")
     return completer
 

@@ -46,7 +46,7 @@ class DCGAN:
         self.image_size, self.c_dim, self.z_dim, self.ema = image_size, c_dim, z_dim, ema
         self.image_shape = image_size, image_size, c_dim
         self.precision, self.strategy = precision, tf.distribute.get_strategy()
-        self.step = 0  # training steps behind the weights
+        self.step = self.pretrained_steps = 0  # of training, and those behind the weights that it started from
         self.compiled = {}  # what search.py compiles for this model, by function
         with ops.precision(precision):
             self.generator = self.build_generator(gf_dim)
@@ -197,14 +197,14 @@ class DCGAN:
         if not checkpoint.holds_model(directory):
             raise cli.UserError(f"{directory}: holds no model")
         config = checkpoint.read_config(directory)
-        stored = cls(**config["architecture"], precision=config["weights"])
-        stored.step = checkpoint.restore(directory, stored.networks)["step"]
+        stored = dcgan = cls(**config["architecture"], precision=config["weights"])
+        step = checkpoint.restore(directory, stored.networks)["step"]
         if config["weights"] == "float32":
-            stored.recalibrate_batchnorm()
-            return stored
-        dcgan = cls(**config["architecture"])
-        dcgan.start_from(stored)
-        dcgan.step = stored.step
+            dcgan.recalibrate_batchnorm()
+        else:
+            dcgan = cls(**config["architecture"])
+            dcgan.start_from(stored)
+        dcgan.step, dcgan.pretrained_steps = step, config.get("pretrained_steps", 0)
         return dcgan
 
     def start_from(self, other):
@@ -222,7 +222,8 @@ class DCGAN:
         half = DCGAN(**{**self.architecture, "ema": 0.0}, precision="float16")
         with np.errstate(over="ignore"):  # `publish` reports it
             half.start_from(self)
-        checkpoint.publish(directory, half.architecture, half.networks, {"step": self.step})
+        config = {"architecture": half.architecture, "pretrained_steps": self.pretrained_steps}
+        checkpoint.publish(directory, config, half.networks, {"step": self.step})
 
     def fingerprint(self):
         """A whole number that identifies the inference generator; the same after an export."""

@@ -61,7 +61,7 @@ def sample(args):
 
         device = ops.use_device()
     dcgan = DCGAN.load(checkpoint_dir)
-    print(f"{device}\n{checkpoint.describe(checkpoint_dir, dcgan.step)}")
+    print(f"{device}\n{checkpoint.describe(checkpoint_dir, dcgan)}")
 
     z = ops.random_z((args.count, dcgan.z_dim), args.seed, "samples")  # with the same seed, those of training's grids
     images = dcgan.draw(z)

@@ -95,6 +95,7 @@ def train(args):
         elif args.init:
             source = DCGAN.load(args.init)
             dcgan.start_from(source)
+            dcgan.pretrained_steps = source.step + source.pretrained_steps
             print(f"{args.init}: starting from its weights after step {source.step}")
         options |= {name: getattr(args, name) for name in ("checkpoint_dir", "sample_dir", "log_dir")}
         return GANRun(dcgan, images, team=team, **options).finish()

@@ -61,7 +61,7 @@ def train(args):
         from training.runs import EncoderRun
 
         trained, seed = DCGAN.load(args.checkpointDir), options["seed"]
-        print(checkpoint.describe(args.checkpointDir, trained.step))
+        print(checkpoint.describe(args.checkpointDir, trained))
         name = f"{Path(os.path.realpath(args.checkpointDir)).name}-{trained.step}-encoder"  # one for each generator
         if team.chief and not checkpoint.find(folder):
             utils.check_samples(args.sample_dir, name)

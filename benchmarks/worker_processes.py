@@ -49,7 +49,7 @@ class Workers:
     def said(self, i, name="err"):
         """The lines that a worker wrote, without the progress bar's."""
         text = (self.home / f"{name}{i}").read_text().replace("\r", "\n")
-        return [line for line in text.splitlines() if line.strip() and "img/s" not in line]
+        return [line for line in text.splitlines() if line.strip() and "step/s" not in line]
 
 
 def write_images(folder, count, rng):

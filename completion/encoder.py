@@ -124,6 +124,5 @@ class Encoder:
         """
         numbers = {"step": self.step, "fingerprint": self.dcgan.fingerprint()}
         half = self.converted("float16")
-        checkpoint.publish(
-            Path(directory) / checkpoint.ENCODER, self.architecture | {"ema": 0.0}, half.networks, numbers
-        )
+        config = {"architecture": self.architecture | {"ema": 0.0}}
+        checkpoint.publish(Path(directory) / checkpoint.ENCODER, config, half.networks, numbers)

@@ -67,23 +67,27 @@ class Run:
         self.learning_rate = learning_rate
         self.optimizers = model.make_optimizers(learning_rate, beta1)
         self.epoch = self.seen = 0  # epochs done, images seen of the next; the step is the model's
+        self.evaluated = 0  # the step of the last evaluation
         self.resumed = self.team.chief and bool(checkpoint.find(checkpoint_dir)) and self.restore()
         self.follow_chief()
         self.compiled_step = tf.function(model.train_step, jit_compile=jit_compile)
-        self.saved, self.evaluated = time.monotonic(), model.step  # when, and at which step, it was last done
+        self.saved = time.monotonic()
         self.reported, self.shown = (model.step, time.monotonic()), {}
 
     def restore(self):
         """Read the newest good checkpoint, but keep this run's own learning rate; returns True."""
         numbers = checkpoint.restore(self.directory, self.model.networks, self.numbers(), self.optimizers)
         self.model.step, self.epoch, self.seen = (numbers[name] for name in ("step", "epoch", "seen"))
+        # older configs do not say it
+        self.evaluated = checkpoint.read_config(self.directory).get("evaluated", self.model.step)
         self.set_learning_rate(self.learning_rate)
         self.advance(0)  # there may be fewer images than there were, or larger batches
         return True
 
     def follow_chief(self):
-        """Take over the chief's step, weights and optimizers' state."""
-        self.model.step, self.epoch, self.seen = self.team.gather([self.model.step, self.epoch, self.seen])[0]
+        """Take over the chief's place in the run, weights and optimizers' state."""
+        place = self.model.step, self.epoch, self.seen, self.evaluated
+        self.model.step, self.epoch, self.seen, self.evaluated = self.team.gather(place)[0]
         parts = [*self.model.networks.values(), *self.optimizers.values()]
         self.team.copy_from_chief([variable for part in parts for variable in part.variables])
 
@@ -95,11 +99,16 @@ class Run:
     def train(self):
         """Train until `epoch` epochs are done, or SIGINT, SIGTERM or SIGHUP asks to stop; returns that signal, or None.
 
-        Writes a checkpoint every five minutes, when it evaluates and when it ends, the best one to "best" below, and
-        samples every 200 steps. Raises UserError if a checkpoint cannot be written, if a loss or a weight is no longer
-        finite, or if too many images cannot be read.
+        Writes a checkpoint every five minutes, before it evaluates and when it ends, the best one to "best" below, and
+        samples every 200 steps. What an earlier run was to evaluate and did not is made up for at the start. Raises
+        UserError if a checkpoint cannot be written, if a loss or a weight is no longer finite, or if too many images
+        cannot be read.
         """
-        if self.epoch >= self.epochs:
+        if self.team.chief:
+            for directory in (self.directory, utils.inside(self.directory, "best")):
+                checkpoint.remove_unfinished(directory)
+        missed, ended = self.evaluation_due(), self.epoch >= self.epochs
+        if ended and not missed:
             return None
         with contextlib.ExitStack() as stack:
             stop = stack.enter_context(cli.deferred_signals())
@@ -110,43 +119,59 @@ class Run:
             writer = tf.summary.create_file_writer(folder) if self.team.chief else tf.summary.create_noop_writer()
             stack.enter_context(writer.as_default())
             self.record_start()
-            for batch in self.batches():
+            left = self.write(Due(samples=False, evaluation=missed, save=False, end=ended, leave=False), bar, stop)
+            for batch in () if left else self.batches():
                 outputs = self.step(batch)
                 due = self.due(stop)
                 self.report(outputs, bar)
                 self.check_finite(outputs, due)
-                if self.team.chief:
-                    self.write(due, bar, stop)
-                if due.leave:
+                if self.write(due, bar, stop):
                     break
         # another worker's signal is unknown here; SIGTERM is what usually ends a job
         return (stop or [signal.SIGTERM])[0] if self.epoch < self.epochs else None
 
     def write(self, due, bar, stop):
-        """Save, sample and evaluate, as far as it is due."""
+        """Save, sample and evaluate, as far as it is due; the chief does it. Returns whether the run is to be left."""
+        evaluated = self.team.chief and self.write_as_chief(due, bar, stop)
+        if not due.evaluation:
+            return due.leave
+        (evaluated,) = self.team.any(evaluated)
+        self.evaluated = self.model.step if evaluated else self.evaluated
+        return due.leave or not evaluated
+
+    def write_as_chief(self, due, bar, stop):
+        """As `write`; returns whether it evaluated, which a signal cuts short."""
         if due.save:
             checkpoint.save(self.directory, **self.contents())
             self.saved = time.monotonic()
         if due.samples:
             self.write_samples()
-        if due.evaluation:
-            self.evaluate(bar, () if due.end else stop)
+        return due.evaluation and self.evaluate(bar, () if due.end else stop)
 
     def evaluate(self, bar, stop):
-        """Measure what has been learned, and keep the best checkpoint.
+        """Measure what has been learned, keep the best checkpoint, and record that it was done; returns whether it was.
 
         `measure(stop)` returns the name of the measure that decides, its value, the smaller the better, and what the
         progress bar shows; or None as soon as `stop` is set.
         """
-        self.evaluated = self.model.step
         bar.set_postfix_str("evaluating")
         if not (measured := self.measure(stop)):
-            return
+            return False
         name, value, shown = measured
         self.shown |= shown
         bar.set_postfix(self.shown)
         config = {**self.config, "images": len(self.images)}
         checkpoint.keep_best(self.directory / "best", config, name, value, **self.contents())
+        self.evaluated = self.model.step
+        self.write_config()
+        return True
+
+    def evaluation_due(self):
+        """Whether what was learned is to be evaluated after this step: at an epoch's end and at that of the run."""
+        since = self.model.step - self.evaluated
+        epoch_ends = not self.seen and since >= EPOCH_STEPS
+        asked_for = self.eval_every and self.model.step % self.eval_every == 0
+        return bool(since and (epoch_ends or asked_for or self.epoch >= self.epochs))
 
     def finish(self):
         """Train, print in a line how it ended, and return the exit status of a script."""
@@ -182,8 +207,7 @@ class Run:
         late = self.team.chief and time.monotonic() - self.saved > CHECKPOINT_SECONDS
         leave, save = self.team.any(bool(stop), late)
         step, end = self.model.step, self.epoch == self.epochs
-        epoch_ends = not self.seen and step - self.evaluated >= EPOCH_STEPS
-        evaluation = end or not leave and bool(epoch_ends or self.eval_every and step % self.eval_every == 0)
+        evaluation = self.evaluation_due() and (end or not leave)
         samples = step % SAMPLES_EVERY == 0 or step == 1 or end
         return Due(samples, evaluation, save=evaluation or leave or save, end=end, leave=leave)
 
@@ -201,17 +225,18 @@ class Run:
 
     def report(self, outputs, bar):
         """Show what a step returned in TensorBoard and on the progress bar, every few steps."""
-        step = self.model.step
-        bar.set_description(f"epoch {self.epoch + bool(self.seen)}/{self.epochs} step {step}", refresh=False)
-        bar.update(self.batch_size)
-        if step % SCALARS_EVERY == 0:
+        step, first = self.model.step, self.SHOWN[0] not in self.shown
+        bar.set_description(f"epoch {self.epoch + bool(self.seen)}/{self.epochs}", refresh=False)
+        bar.update()
+        if first or step % SCALARS_EVERY == 0:
             losses = {name: float(outputs[name]) for name in self.LOSSES}
+            self.shown |= {name: f"{losses[name]:.3f}" for name in self.SHOWN}
+            bar.set_postfix(self.shown, refresh=first)
+        if step % SCALARS_EVERY == 0:
             (last, then), self.reported = self.reported, (step, time.monotonic())
             images_per_second = (step - last) * self.batch_size / (time.monotonic() - then)
             for name, value in {**losses, "images_per_second": images_per_second}.items():
                 tf.summary.scalar(name, value, step)
-            self.shown |= {name: f"{losses[name]:.3f}" for name in self.SHOWN}
-            bar.set_postfix(self.shown, refresh=False)
         if step % HISTOGRAMS_EVERY == 0 or step == 1:
             for name in self.HISTOGRAMS:
                 tf.summary.histogram(name, outputs[name], step)
@@ -225,21 +250,22 @@ class Run:
         return dict(networks=self.model.networks, numbers=self.numbers(), optimizers=self.optimizers)
 
     def prepare_directories(self):
-        """Remove what a killed run left, and write the config and, in a new run, the first checkpoint."""
-        for directory in (self.directory, utils.inside(self.directory, "best")):
-            checkpoint.remove_unfinished(directory)
+        """Make the folders, and write the config and, in a new run, the first checkpoint."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self.sample_dir.mkdir(parents=True, exist_ok=True)
-        checkpoint.write_config(self.directory, self.config)
+        self.write_config()
         if not self.resumed:
             checkpoint.save(self.directory, **self.contents(), keep=1)
 
+    def write_config(self):
+        """Write config.json, which also says what was evaluated last: a killed run makes up for what it missed."""
+        checkpoint.write_config(self.directory, self.config | {"evaluated": self.evaluated})
+
     def progress_bar(self):
-        """The progress bar, in images, with the steps of earlier runs."""
-        initial = self.model.step * self.batch_size
+        """The progress bar, in steps, with those of earlier runs."""
+        step = self.model.step
         left = (self.epochs - self.epoch) * self.images.steps(self.batch_size) - self.seen // self.batch_size
-        total = initial + left * self.batch_size
-        bar = tqdm(total=total, initial=initial, unit="img", dynamic_ncols=True, disable=not self.team.chief)
+        bar = tqdm(total=step + left, initial=step, unit="step", dynamic_ncols=True, disable=not self.team.chief)
         bar.mininterval = 0.5 if sys.stderr.isatty() else 30
         return bar
 

@@ -23,16 +23,26 @@ class GANRun(Run):
     SHOWN = "d_loss", "g_loss"
     HISTOGRAMS = "z", "d", "d_"
 
+    def __init__(self, dcgan, images, **options):
+        """As `Run`; what the weights of a new run come from is kept with them."""
+        super().__init__(dcgan, images, **options)
+        self.config["pretrained_steps"] = dcgan.pretrained_steps
+
+    def restore(self):
+        """As `Run.restore`."""
+        self.model.pretrained_steps = checkpoint.read_config(self.directory).get("pretrained_steps", 0)
+        return super().restore()
+
     def inputs(self, batch):
         """The images, and a z for each."""
         z = ops.random_z((self.batch_size, self.model.z_dim), self.seed, "batch z", self.model.step)
         return {"images": batch, "z": self.team.share(z)}
 
-    def write(self, due, bar, stop):
-        """As `Run.write`; the moving average needs statistics of its own before it is sampled."""
+    def write_as_chief(self, due, bar, stop):
+        """As `Run.write_as_chief`; the moving average needs statistics of its own before it is sampled."""
         if due.samples or due.evaluation:
             self.model.recalibrate_batchnorm()
-        super().write(due, bar, stop)
+        return super().write_as_chief(due, bar, stop)
 
     def write_samples(self):
         """Write an 8x8 grid of G(z), of the same z each time, by the inference generator."""

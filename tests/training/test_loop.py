@@ -1,5 +1,6 @@
 """A run: what it is fed, when it saves and evaluates, how it stops and resumes."""
 
+import contextlib
 import json
 import signal
 
@@ -97,6 +98,78 @@ def test_nothing_is_lost_to_a_signal_while_samples_are_drawn(folder, tmp_path, m
     assert dcgan.step == DCGAN.load(tmp_path / "checkpoint").step == 2
 
 
+class Killed(BaseException):
+    """Stands for SIGKILL."""
+
+
+def best_after_stops(monkeypatch, home, folder, kill=None, term=()):
+    """Train 4 epochs, evaluated each, and resume until done; returns what was evaluated, and the best's config.
+
+    The swd of steps 3, 6, 9 and 12 is 5, 2, 4 and 1. kill: the name of the function that is killed at steps 6 and 12.
+    """
+    evaluated, killed = [], set()
+
+    def measure(self, stop):
+        evaluated.append(self.model.step)
+        swd = {3: 5.0, 6: 2.0, 9: 4.0, 12: 1.0}[self.model.step]
+        return None if stop else ("swd", swd, {})
+
+    monkeypatch.setattr(GANRun, "measure", measure)
+    monkeypatch.setattr(loop, "EPOCH_STEPS", 3)
+    original = getattr(checkpoint, kill) if kill else None
+
+    def call(directory, *args, **kwargs):
+        step = (kwargs.get("numbers") or args[0]).get("step")
+        meant = step in {6, 12} - killed and (directory.name == "best") == (kill != "save")
+        if not meant or kill == "save":
+            original(directory, *args, **kwargs)
+        if meant:
+            killed.add(step)
+            raise Killed
+
+    if kill:
+        monkeypatch.setattr(checkpoint, kill, call)
+    for _ in range(4):
+        dcgan = DCGAN(**TINY)
+        run = Interrupted(dcgan, ImageFolder(folder, 16, 3), fed=[], stops=term, **settings(home))
+        with contextlib.suppress(Killed):
+            if run.train() is None:
+                break
+    assert run.epoch == 4 and not list((home / "checkpoint").rglob("*_temp")) and len(killed) == 2 * bool(kill)
+    return evaluated, json.loads((home / "checkpoint/best/config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "stops, evaluated",
+    [
+        ({}, [3, 6, 9, 12]),
+        ({"term": (3, 4, 9)}, [3, 6, 9, 12]),
+        ({"kill": "save"}, [3, 6, 9, 12]),  # before the evaluation
+        ({"kill": "keep_best"}, [3, 6, 6, 9, 12, 12]),  # after it
+        ({"kill": "write_config"}, [3, 6, 6, 9, 12, 12]),  # while the best one is written
+    ],
+)
+def test_the_best_does_not_depend_on_when_a_run_was_stopped(folder, tmp_path, monkeypatch, idle_step, stops, evaluated):
+    found, best = best_after_stops(monkeypatch, tmp_path, folder, **stops)
+    assert found == evaluated and best["step"] == 12 and best["swd"] == 1.0
+    assert [path.rpartition("/")[2] for path in checkpoint.find(tmp_path / "checkpoint/best")] == ["ckpt-12"]
+
+
+def test_an_evaluation_that_a_signal_cuts_short_is_made_up_for(folder, tmp_path, monkeypatch, idle_step):
+    def measure(self, stop):
+        if not evaluated:
+            signal.raise_signal(signal.SIGTERM)
+        evaluated.append(self.model.step)
+        return None if stop else ("swd", 1.0, {})
+
+    evaluated = []
+    monkeypatch.setattr(GANRun, "measure", measure)
+    for ended in (signal.SIGTERM, None, None):
+        run = GANRun(DCGAN(**TINY), ImageFolder(folder, 16, 3), **settings(tmp_path, epoch=1, eval_every=2))
+        assert run.train() == ended
+    assert evaluated == [2, 2, 3] and run.evaluated == 3
+
+
 @pytest.mark.parametrize("method", ["step", "report", "evaluate"])
 def test_a_signal_does_not_spare_the_last_evaluation(folder, tmp_path, monkeypatch, idle_step, method):
     original = getattr(GANRun, method)
@@ -133,6 +206,7 @@ def test_an_evaluation_compares_the_same_samples_and_images_each_time(folder, tm
     dcgan, files = tiny_dcgan(ema=0.9), ImageFolder(folder, 16, 3)
     dcgan.generator_ema.set_weights([v + 0.1 for v in dcgan.generator.get_weights()])
     several = [GANRun(dcgan, files, **settings(tmp_path, seed=seed)) for seed in (1, 2)]
+    (tmp_path / "checkpoint").mkdir()
     for run in (several[0], *several):
         run.evaluate(bar, ())
     assert kept == [2.5, 4.5, 6.5]  # the averaged one's

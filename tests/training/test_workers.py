@@ -83,7 +83,7 @@ def test_a_run_outlives_its_workers(tmp_path):
     write_images(tmp_path / "images", 24, RNG)
     flags = [*FLAGS, "--batch_size", 12, "--epoch", 10**6]
     workers = Workers(tmp_path, 2, *flags)
-    wait_for(workers, "img/s")
+    wait_for(workers, "step/s")
     workers.processes[1].send_signal(signal.SIGTERM)
     assert workers.wait(60) == [128 + signal.SIGTERM] * 2, workers.said(0) + workers.said(1)
     (_, left) = steps(tmp_path)
@@ -91,7 +91,7 @@ def test_a_run_outlives_its_workers(tmp_path):
 
     workers = Workers(tmp_path, 3, *flags)
     wait_for(workers, f"resumes from step {left}")
-    wait_for(workers, "img/s")
+    wait_for(workers, "step/s")
     workers.processes[2].kill()
     assert workers.wait(60) == [2, 2, -signal.SIGKILL]
     lost = f"train-dcgan.py: error: lost worker 2 ({workers.addresses[2]}), or the network to it; start all again with "
