@@ -1,4 +1,4 @@
-"""How well whole photos with damaged faces are mended, beside OpenCV's inpainting.
+"""How well whole photos with damaged faces are mended, beside OpenCV's inpainting and PatchMatch alone.
 
     python benchmarks/damaged_photos.py portraits/ more/ out
 
@@ -25,11 +25,15 @@ import dlib
 import numpy as np
 
 import utils
-from completion import metrics
+from completion import metrics, patchmatch
 from photos import detection, geometry, record, restoring
 
 HOLES = ["strokes", "stain", "lower third", "half"]
-METHODS = {"Telea, radius 3": cv2.INPAINT_TELEA, "Navier-Stokes, radius 3": cv2.INPAINT_NS}
+METHODS = {
+    "Telea, radius 3": lambda photo, hidden: cv2.inpaint(photo, hidden.astype(np.uint8), 3, cv2.INPAINT_TELEA),
+    "Navier-Stokes, radius 3": lambda photo, hidden: cv2.inpaint(photo, hidden.astype(np.uint8), 3, cv2.INPAINT_NS),
+    "PatchMatch": lambda photo, hidden: patchmatch.fill(photo, hidden, ~hidden),
+}
 THREE = geometry.LANDMARKS["innerEyesAndBottomLip"]
 
 
@@ -153,7 +157,7 @@ def main():
                 if name == ours:
                     pixels = np.asarray(utils.open_image(folder / f"mended/photos/{path.stem}.png").convert("RGB"))
                 else:
-                    pixels = cv2.inpaint(truth, hidden[path].astype(np.uint8), 3, METHODS[name])
+                    pixels = METHODS[name](truth, hidden[path])
                 values.append(scores(pixels, truth, hidden[path], shape, describe))
             psnr, ssim, sharp, who = np.nanmean(values, 0)[:4]
             rows[name][kind] = f"{psnr:.2f} / {ssim:.3f} / {sharp:.2f} / {who:.3f} / {np.median(values, 0)[4]:.2f}"

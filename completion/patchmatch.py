@@ -6,7 +6,7 @@ import scipy.spatial
 from completion import compositing
 
 RADIUS = 3  # pixels around one that PatchMatch compares
-HOLE, WHOLE = 2**15, 2**19  # pixels, hidden and all, up to which it works at the photo's own resolution
+HOLE, WHOLE = 20000, 2**19  # pixels, hidden and all, up to which it works at the photo's own resolution
 SIDE, DIRECTIONS = 3, 8  # of patches: their pixels, and their principal components that are compared for detail
 
 

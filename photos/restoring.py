@@ -54,23 +54,26 @@ def into_photo(photo, hidden, crops, matrices, seed=0, void=None, texture=None, 
     owners = owner_of_pixels(hidden, matrices, [len(crop) for crop in crops])
     done = known.copy()
     for number, (crop, matrix) in enumerate(zip(crops, matrices, strict=True)):
-        own = owners == number
-        if own.any():
-            face, depth = (enlarged(x, matrix, own.shape) for x in (crop, outline(len(crop))))
-            error = np.where(done[..., None], filled - face, 0.0)
-            filled[own] = (face + compositing.harmonic(error, own, done))[own]
-            unit = len(crop) / 64 * abs(np.linalg.det(matrix[:, :2])) ** -0.5
-            inside[own] = smoothstep((depth[own] + BEYOND) / FADE)
-            near[own] = np.clip(2 - distance[own] / (REACH * unit), 0, 1)
-            faces.append((own[..., None], unit))
-            done |= own
+        if not (owners == number).any():
+            continue
+        box = surrounding(owners == number, 1)  # one more, as that is what the face is joined to
+        own = owners[box] == number
+        matrix = matrix @ geometry.resize_matrix(1, (box[1].start, box[0].start))
+        face, depth = (enlarged(x, matrix, own.shape) for x in (crop, outline(len(crop))))
+        error = np.where(done[box][..., None], filled[box] - face, 0.0)
+        filled[box][own] = (face + compositing.harmonic(error, own, done[box]))[own]
+        unit = len(crop) / 64 * abs(np.linalg.det(matrix[:, :2])) ** -0.5
+        inside[box][own] = smoothstep((depth[own] + BEYOND) / FADE)
+        near[box][own] = np.clip(2 - distance[box][own] / (REACH * unit), 0, 1)
+        faces.append((box, own[..., None], unit))
+        done[box] |= own
     if texture is None:
         unsure = hidden & ((inside < 1) | (near > 0))[..., 0]
         texture = patchmatch.fill(to_bytes(filled), unsure, known | (hidden & ~unsure), at_once)
     filled = inside * filled + (1 - inside) * texture
-    for own, unit in faces:
-        error = np.where(own, texture - filled, 0.0)
-        filled += near * (error - smoothed(error, own, TEXTURE * unit))
+    for box, own, unit in faces:
+        error = np.where(own, texture[box] - filled[box], 0.0)
+        filled[box] += near[box] * (error - smoothed(error, own, TEXTURE * unit))
     filled += np.sqrt(1 - near**2) * inside * noise
     result[part][hidden] = to_bytes(filled)[hidden]
     return result, int((owners < 0)[hidden].sum()), texture
@@ -107,10 +110,12 @@ def smoothed(values, where, sigma):
     """float64 (H, W, C) after heat has flown for as long as a Gaussian of `sigma` takes; it is 0 outside of `where`."""
     import cv2
 
-    values = values.astype(np.float32)
+    shrink = max(1, int(sigma / 2))  # what is left is as smooth
+    size = [-(-side // shrink) for side in values.shape[1::-1]]
+    inner, small = (cv2.resize(x.astype(np.float32), size, interpolation=cv2.INTER_AREA) for x in (where, values))
     for _ in range(16):
-        values = where * cv2.GaussianBlur(values, (0, 0), sigma / 4).reshape(values.shape)
-    return values
+        small = inner[..., None] * cv2.GaussianBlur(small, (0, 0), sigma / shrink / 4).reshape(*inner.shape, -1)
+    return where * cv2.resize(small, values.shape[1::-1]).reshape(values.shape)
 
 
 def around(hidden):
