@@ -367,8 +367,8 @@ def shorten(name, limit=200):
 
 def inside(folder, name):
     """The path of the file `name` in `folder`; raises UserError if it lies elsewhere, or is reached through a link."""
-    path = Path(folder, name)
-    below = [path, *path.parents][: len(Path(name).parts)]
-    if not Path(name).parts or Path(name).is_absolute() or ".." in Path(name).parts or any(map(os.path.islink, below)):
+    path, parts = Path(folder, name), os.fspath(name).split("/")
+    below = list(itertools.accumulate(parts, os.path.join, initial=folder))[1:]
+    if not any(parts) or parts[0] == "" or ".." in parts or any(map(os.path.islink, below)):
         raise cli.UserError(f"{path}: does not lie in {folder}, or is a link; remove it, or choose another folder")
     return path

@@ -4,7 +4,6 @@ import argparse
 import collections
 import concurrent.futures
 import contextlib
-import csv
 import fcntl
 import itertools
 import multiprocessing
@@ -117,9 +116,12 @@ def align_file(output, settings, source, name, mask=None, keep=False):
     if not faces or settings.faces == "only" and found > 1:
         return [row("several faces" if faces else "no face")], []
     rows, crops = [], []
+    hashes = dict(zip(record.HASHES, map(record.file_hash, (source, mask)), strict=True))
     for number, (path, face) in enumerate(zip(paths, faces, strict=True)):
         numbers = [face.box.left(), face.box.top(), face.box.right(), face.box.bottom(), *face.matrix.ravel().tolist()]
-        cells = dict(zip(record.BOX + record.MATRIX, numbers, strict=True), seen=face.seen, crop=png(face.crop))
+        cells = dict(
+            zip(record.BOX + record.MATRIX, numbers, strict=True), seen=face.seen, crop=png(face.crop), **hashes
+        )
         rows.append(row("aligned", output=path.relative_to(output).as_posix(), face=number, **cells))
         origin = Path(source), mask and Path(mask), face.matrix, settings.size
         crops.append(record.Crop(path, *origin, face.crop, photo if keep else None))
@@ -199,8 +201,9 @@ def find_photos(inputs, output):
             found.setdefault(os.path.abspath(name), name.name)
             continue
         inside = utils.find_images(name, report=True)
-        folders = {folder: os.path.realpath(folder) for folder in {path.parent for path in inside}}
-        inside = [path for path in inside if not Path(folders[path.parent]).is_relative_to(output)]
+        parents = {path.parent for path in inside}
+        own = {parent for parent in parents if Path(os.path.realpath(parent)).is_relative_to(output)}
+        inside = [path for path in inside if path.parent not in own]
         if not inside and len(inputs) > 1:
             print(f"skipped {name}: a folder without images", file=sys.stderr)
         for path in inside:
@@ -263,17 +266,28 @@ def find_masks(sources, settings):
 def plan(sources, records, output, settings, hidden):
     """What is to do: a dict from source to the name of its crops. Photos aligned before are done, and keep their names.
 
-    hidden: their masks, as `find_masks` returns them. Raises UserError if OUTPUT holds crops of other settings or
+    They are done again where photo or mask are another file now, or points are given. hidden: their masks, as
+    `find_masks` returns them. Raises UserError if OUTPUT holds crops of other settings or
     masks, or a link or a file of another origin in a crop's place.
     """
     present = {path.relative_to(output).as_posix() for path in output.rglob("*.png")}
-    done = {s for s, rows in records.items() if all(row["output"] in present for row in rows)}
     names = name_crops(sources)
     names |= {source: crop_name(rows[0]) for source, rows in records.items() if source in names and rows[0]["output"]}
-    todo = {source: name for source, name in names.items() if settings.overwrite or source not in done}
-    for row in itertools.chain.from_iterable(records[source] for source in done - todo.keys()):
+
+    def is_done(source):
+        return all(row["output"] in present for row in records[source])
+
+    def is_kept(source):
+        if settings.overwrite or settings.points or source not in records or not is_done(source):
+            return False
+        files = zip(record.HASHES, (source, hidden.get(source)), strict=True)
+        return all(records[source][0][name] in ("", record.file_hash(file)) for name, file in files)
+
+    todo = {source: name for source, name in names.items() if not is_kept(source)}
+    for row in itertools.chain.from_iterable(records[s] for s in records if s not in todo and is_done(s)):
         wanted = {setting: str(getattr(settings, setting)) for setting in record.SETTINGS}
-        for name, value in (wanted | {"mask": hidden.get(row["source"], "")}).items():
+        wanted |= {"mask": hidden.get(row["source"], "")} if row["source"] in sources else {}
+        for name, value in wanted.items():
             if row[name] != value:
                 raise cli.UserError(
                     f"--{name} {value or 'none'}: OUTPUT {output} holds the crop of {row['source']} with --{name} "
@@ -304,7 +318,7 @@ def store(output, rows, old):
                 (output / row["output"]).unlink(missing_ok=True)
     # first the record, then the crop: a crop without a row would not be known as one
     with utils.report_write_errors(output / record.RECORD), open(output / record.RECORD, "a", **utils.TABLE) as file:
-        csv.DictWriter(file, record.COLUMNS, extrasaction="ignore").writerows(rows)
+        record.write_rows(file, output / record.RECORD, rows)
     for name, crop in crops.items():
         with utils.report_write_errors(output / name):
             (output / name).parent.mkdir(parents=True, exist_ok=True)
@@ -365,7 +379,8 @@ def align_photos(inputs, output, settings, keep=False):
                     room -= cut[0].photo.pixels.nbytes if cut and cut[0].photo else 0
                     cut = cut if room > 0 else [crop._replace(photo=None) for crop in cut]
                     kept[rows[0]["source"]] = cut or rows[0]["status"]
-        record.write_record(output / record.RECORD, record.read_record(output / record.RECORD))
+        if todo:
+            record.write_record(output / record.RECORD, record.read_record(output / record.RECORD))
 
     told = STATUSES + [status for status in MISTAKES if counts[status]]
     summary = ", ".join(f"{counts[status]} {status}" for status in told)

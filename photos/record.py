@@ -1,6 +1,8 @@
 """align.csv, the record of what became of each photo, and of where its crops were cut out."""
 
 import csv
+import hashlib
+import os
 import re
 import sys
 from pathlib import Path
@@ -18,29 +20,46 @@ BOX = ["left", "top", "right", "bottom"]
 MATRIX = ["m00", "m01", "m02", "m10", "m11", "m12"]
 SETTINGS = ["size", "faces", "landmarks"]
 HOLE = ["mask", "seen"]  # the mask image of the photo, and how a face under a hole was seen; older records lack them
-COLUMNS = ["source", "output", "status", "face", *BOX, *MATRIX, *HOLE, *SETTINGS]
+HASHES = ["source_hash", "mask_hash"]  # of the files' contents, see `file_hash`; older records lack them
+COLUMNS = ["source", "output", "status", "face", *BOX, *MATRIX, *HOLE, *HASHES, *SETTINGS]
+
+
+def file_hash(path):
+    """A hash of what is in a file, 32 hexadecimal digits; of none, an empty text."""
+    digest = hashlib.blake2b(digest_size=16)
+    if not os.path.isfile(path or ""):
+        return ""
+    with open(path, "rb") as file:
+        while part := file.read(2**20):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def read_record(path):
     """Read align.csv: a dict from source to its rows, the latest word on it.
 
-    Raises UserError on any other file, on a link, and on a record of crops that lie elsewhere.
+    The paths of photos and masks, which the file holds relative to its folder, are absolute in it. Raises UserError on
+    any other file, on a link, and on a record of crops that lie elsewhere.
     """
-    records = {}
+    records, folder = {}, os.path.realpath(path.parent)
     try:
         utils.inside(path.parent, path.name)
         with open(path, **utils.TABLE) as file:
             reader = csv.DictReader(file)
-            if reader.fieldnames not in (COLUMNS, [name for name in COLUMNS if name not in HOLE]):
+            if reader.fieldnames != [
+                name for name in COLUMNS if name not in HOLE + HASHES or name in reader.fieldnames
+            ]:
                 raise ValueError("other columns")
             for row in reader:
-                row = dict.fromkeys(HOLE, "") | row
+                row = dict.fromkeys(HOLE + HASHES, "") | row
                 if row["landmarks"] not in geometry.LANDMARKS:  # the last column: a row cut short, as by a full disk
                     continue
                 if None in row or not re.fullmatch(r"([^\0]*\.png)?", row["output"]):
                     raise ValueError(f"an odd row, of {row['source']}")
                 if row["output"]:
                     utils.inside(path.parent, row["output"])
+                for name in filter(row.get, ("source", "mask")):
+                    row[name] = os.path.normpath(os.path.join(folder, row[name]))
                 if row["face"] in ("", "0"):
                     records[row["source"]] = []
                 records.setdefault(row["source"], []).append(row)
@@ -51,13 +70,19 @@ def read_record(path):
     return records
 
 
+def write_rows(file, path, rows):
+    """Write rows to an open align.csv, whose path tells where photos and masks lie relative to it."""
+    folder, writer = os.path.realpath(path.parent), csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+    for row in rows:
+        places = {name: os.path.join(folder, row[name]) for name in ("source", "mask") if row.get(name)}
+        writer.writerow(row | {name: os.path.relpath(place, folder) for name, place in places.items()})
+
+
 def write_record(path, records):
     """Write align.csv anew, sorted by source, so that a crash leaves the old one or the new one."""
     with utils.atomic_write(path, "x", **utils.TABLE) as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        for source in sorted(records):
-            writer.writerows(records[source])
+        csv.DictWriter(file, COLUMNS).writeheader()
+        write_rows(file, path, (row for source in sorted(records) for row in records[source]))
 
 
 def record_above(path):
@@ -83,8 +108,9 @@ def find_crops(paths):
     A record, or a row of it, that cannot be used is reported, and taken for none.
     """
     crops, rows = [], {None: {}}
+    folders = {folder: record_above(folder / RECORD) for folder in {path.parent for path in paths}}
     for path in paths:
-        folder, crop = record_above(path), None
+        folder, crop = folders[path.parent], None
         try:
             if folder not in rows:
                 rows[folder] = {}

@@ -232,7 +232,8 @@ def check_unchanged(photo, kind, parts):
         error = np.abs(now.astype(float) - crop.reshape(now.shape))[known & ~gone]
         inner = cv2.erode(gone.astype(np.uint8), np.ones((3, 3))) > 0  # the edge depends on the way of resizing
         if kind == "alpha" and (inner & known).any() or error.size and error.mean() > OTHER:
-            raise cli.UserError(f"{part.crop.source}: has changed since its faces were cut out; run align.py again")
+            advice = "run align.py again (with --overwrite, if an older version wrote the record)"
+            raise cli.UserError(f"{part.crop.source}: has changed since its faces were cut out; {advice}")
 
 
 def put_back(path, photo, hidden, parts, sample, seed, texture=None):

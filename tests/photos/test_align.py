@@ -184,8 +184,9 @@ def test_find_photos(tmp_path, folder):
 
 
 def test_record_cut_short(tmp_path):
+    row = dict(faces="all", landmarks="outerEyesAndNose")
     rows = {
-        s: [dict(source=s, output=f"{s}_{i}.png", face=i, faces="all", landmarks="outerEyesAndNose") for i in (0, 1)]
+        f"{tmp_path}/{s}": [row | dict(source=f"{tmp_path}/{s}", output=f"{s}_{i}.png", face=i) for i in (0, 1)]
         for s in ("q", "p\n,\udce9")  # a name that is not UTF-8
     }
     record.write_record(tmp_path / "align.csv", rows)
@@ -194,7 +195,7 @@ def test_record_cut_short(tmp_path):
     text = (tmp_path / "align.csv").read_bytes()
     # done anew, and the last row cut: the latest word counts, and what is whole
     (tmp_path / "align.csv").write_bytes(text + text.splitlines(keepends=True)[-2] + text.splitlines()[-1][:-5])
-    (row,) = record.read_record(tmp_path / "align.csv")["q"]
+    (row,) = record.read_record(tmp_path / "align.csv")[f"{tmp_path}/q"]
     assert row["output"] == "q_0.png"
 
 
@@ -202,6 +203,34 @@ def rewrite(folder, **cells):
     """Change cells of a record of one row by hand."""
     record.write_record(folder / "align.csv", {"": [rows_of(folder)[0] | cells]})
     return (folder / "align.csv").read_bytes()
+
+
+def test_a_moved_folder_is_known_where_it_is_now(tmp_path, out, run_here):
+    before = (out / "align.csv").read_bytes()
+    for name in ("in", "out"):
+        (tmp_path / "there").mkdir(exist_ok=True)
+        (tmp_path / name).rename(tmp_path / "there" / name)
+    (crop,) = record.find_crops([tmp_path / "there/out/a.png"])
+    assert crop.source == tmp_path / "there/in/a.png"
+    assert "1 already done" in run_here("there/in", "there/out")
+    assert (tmp_path / "there/out/align.csv").read_bytes() == before and str(tmp_path).encode() not in before
+    # older records hold absolute paths
+    (tmp_path / "there/out").rename(out)
+    (out / "align.csv").write_bytes(before.replace(b"../in", f"{tmp_path}/there/in".encode()))
+    assert "1 already done" in run_here("there/in", "out")
+
+
+def test_a_photo_that_has_changed_is_aligned_again(out, run_here, save_image):
+    save_image("in/b.png", PORTRAIT)
+    assert "1 faces aligned in 1 of 2 photos, 1 already done" in run_here("in", "out")
+    os.utime("in/a.png")  # the same photo
+    save_image("in/b.png", PORTRAIT[:, ::-1].copy())
+    assert "1 faces aligned in 1 of 2 photos, 1 already done" in run_here("in", "out")
+    first, second = (read(out / f"{name}.png").astype(int) for name in "ab")
+    assert np.abs(first - second).mean() > 10
+    # whoever gives points does not want the crop that is there
+    assert "1 faces aligned in 1 of 1 photos" in run_here("in/a.png", "out", "--points", "90,100", "140,100", "115,170")
+    assert [row["seen"] for row in rows_of(out)] == ["points", ""]
 
 
 ELSEWHERE = ["../x/y.png", "{}/x/y.png", "sub/y.png", "link.png", "notes.txt", "in/../a.png", "\0.png"]
@@ -229,7 +258,7 @@ def test_a_record_of_crops_elsewhere_is_refused(tmp_path, out, refused, place):
         (dict(faces="odd"), "--faces largest: OUTPUT out holds the crop of {}/in/a.png with --faces odd; choose"),
         (dict(size="1\n2"), "--size 64: OUTPUT out holds the crop of {}/in/a.png with --size 1 2; choose"),
         (dict(landmarks="odd"), "out/a.png: is there already"),
-        (dict(source="other"), "out/a.png: is there already, made of other"),
+        (dict(source="other"), "out/a.png: is there already, made of {}/out/other"),
         (dict(face="odd"), "1 already done"),
     ],
 )
@@ -238,7 +267,7 @@ def test_an_odd_row_of_the_record_is_one_line(out, run_here, refused, cells, wor
     command = run_here if "face" in cells else refused  # which does no harm
     assert words.format(out.parent) in command("in", "out")
     with open(out / "align.csv", "a") as file:
-        file.write("a,b.png,aligned,0,,,,,,,,,,,,,64,largest,outerEyesAndNose,a cell too many\n")
+        file.write("a,b.png,aligned,0,,,,,,,,,,,,,,,64,largest,outerEyesAndNose,a cell too many\n")
     assert "out/align.csv: not a record of align.py's (an odd row, of a); choose" in refused("in", "out")
 
 

@@ -137,7 +137,7 @@ def test_masks_are_transparency(tmp_path, damaged, run_here):
     np.testing.assert_array_equal(read(tmp_path / "out/a.png"), expected)
     np.testing.assert_array_equal(read(tmp_path / "by-name/a.png"), expected)
     (row,), (other,) = rows_of(tmp_path / "out"), rows_of(tmp_path / "alpha")
-    assert row["mask"] == str(tmp_path / "masks/a.png") and other["mask"] == ""
+    assert row["mask"] == "../masks/a.png" and other["mask"] == ""
     assert row["seen"] == other["seen"] != ""
 
 
@@ -175,9 +175,7 @@ def test_masks_in_subfolders(tmp_path, damaged, run_here, refused):
     Image.fromarray(damaged).save(tmp_path / "masks/x/a.png")
     Image.fromarray(damaged.T).save(tmp_path / "masks/y/a.png")
     assert "3 faces aligned in 3 of 3 photos" in run_here("in", "out", "--maskDir", "masks")
-    assert [row["mask"] for row in rows_of(tmp_path / "out")] == [
-        str(tmp_path / f"masks/{n}a.png") for n in ("", "x/", "y/")
-    ]
+    assert [row["mask"] for row in rows_of(tmp_path / "out")] == [f"../masks/{n}a.png" for n in ("", "x/", "y/")]
 
 
 def test_a_mask_without_white_is_reported(tmp_path, damaged, trained):
@@ -229,6 +227,20 @@ def test_another_mask_is_not_silently_ignored(tmp_path, damaged, run_here, refus
     run_here("in", "out", "--mask", "masks/a.png", "--overwrite")
     assert read(tmp_path / "out/a.png").shape == (64, 64, 4)
     assert "1 already done" in run_here("in", "out", "--mask", "masks/a.png")
+
+
+def test_photos_with_masks_join_one_after_the_other(tmp_path, damaged, run_here):
+    shutil.copy("in/a.png", "in/b.png")
+    Image.fromarray(damaged.T).save(tmp_path / "masks/b.png")
+    run_here("in/a.png", "out", "--mask", "masks/a.png")
+    assert "1 faces aligned" in run_here("in/b.png", "out", "--mask", "masks/b.png")
+    assert "1 faces aligned" in run_here("in/b.png", "out", "--mask", "masks/b.png", "--overwrite")
+    assert "1 already done" in run_here("in/a.png", "out", "--mask", "masks/a.png")
+    hidden = [(read(tmp_path / f"out/{name}.png")[..., 3] < 255).mean() for name in "ab"]
+    Image.fromarray(damaged | damaged.T).save(tmp_path / "masks/a.png")  # a little more is painted
+    assert "1 faces aligned" in run_here("in/a.png", "out", "--mask", "masks/a.png")
+    assert (read(tmp_path / "out/a.png")[..., 3] < 255).mean() > 1.2 * hidden[0]
+    assert crops(tmp_path / "out") == ["a.png", "b.png"] and len(rows_of(tmp_path / "out")) == 2
 
 
 def test_a_record_without_masks_is_resumed(tmp_path, damaged, run_here):
