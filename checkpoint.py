@@ -21,6 +21,7 @@ import cli
 import original
 import utils
 
+OTHER_NETWORKS = "its networks are not those of the config.json beside it; restore that, or use another model"
 FACES_AFTER = 1200  # steps of 64 images, until a model draws recognisable faces
 SHIPPED = Path(__file__).resolve().parent / "checkpoints" / "faces-64"
 # in config.json and as flags: what parses a value, the default, and what it is
@@ -83,7 +84,8 @@ def read_encoder_config(folder, architecture):
 
 def find(directory):
     """The checkpoints in a directory, as TensorFlow names them (".../ckpt-STEP"), the newest first."""
-    found = [path.with_suffix("") for path in Path(directory).glob("ckpt-*.index") if path.stem[5:].isdigit()]
+    found = [path.with_suffix("") for path in Path(directory).glob("ckpt-*.index") if path.is_file()]
+    found = [path for path in found if re.fullmatch("ckpt-[0-9]+", path.name)]
     return [str(path) for path in sorted(found, key=lambda path: int(path.name[5:]), reverse=True)]
 
 
@@ -127,13 +129,31 @@ def channels(image_size, dim):
     return [dim * min(8, image_size // (2 * size)) for size in (4, 8, 16, 32, 64, 128) if size < image_size]
 
 
-def check_memory(architecture, each, place, remedy):
-    """Raise UserError, naming a setting after `place`, if networks of `each` bytes a weight do not fit in."""
+def count_weights(architecture):
+    """The weights of both networks but biases and the like, a dict by the setting that decides how many they are."""
     weights = {}
     for name in ("df_dim", "gf_dim"):
         widths = [*channels(architecture["image_size"], architecture[name]), architecture["c_dim"]]
         weights[name] = sum(25 * a * b for a, b in itertools.pairwise(widths))
-    weights["z_dim"] = 16 * widths[0] * architecture["z_dim"]  # of gf_dim's
+    return weights | {"z_dim": 16 * widths[0] * architecture["z_dim"]}  # of gf_dim's
+
+
+def check_size(directory, config):
+    """Raise UserError if no checkpoint in a directory is as large as the networks of its config, before they are built.
+
+    Networks of this size are built in no time, and larger ones could take all memory.
+    """
+    needed = {"float32": 4, "float16": 2}[config["weights"]] * sum(count_weights(config["architecture"]).values())
+    sizes = [
+        sum(p.stat().st_size for p in Path(directory).glob(f"{Path(path).name}.data-*")) for path in find(directory)
+    ]
+    if needed > max(2**24, *sizes):
+        raise cli.UserError(f"{newest(directory)}: is too small, so {OTHER_NETWORKS}")
+
+
+def check_memory(architecture, each, place, remedy):
+    """Raise UserError, naming a setting after `place`, if networks of `each` bytes a weight do not fit in."""
+    weights = count_weights(architecture)
     needed = each * sum(weights.values())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > memory:
@@ -150,12 +170,10 @@ def read_config(directory):
     """
     if path := find_original(directory):
         return {"architecture": original.architecture(path), "training": {}, "weights": "float32"}
+    utils.check_name(directory)
     path = Path(directory) / "config.json"
     try:
-        if path.is_fifo():  # which would wait for ever
-            raise ValueError("it is no file")
-        with open(path, "rb") as file:
-            config = json.loads(file.read(2**16))  # more is no config
+        config = read_json(path)
         architecture = {name: checked(name, config["architecture"][name], ARCHITECTURE) for name in ARCHITECTURE}
         given = config.get("training", {})
         training = {name: checked(name, given[name], TRAINING) for name in TRAINING if name in given}
@@ -170,6 +188,14 @@ def read_config(directory):
         raise cli.UserError(f"{path}: {why}; restore it, or use another model") from error
     check_memory(architecture, 4, f"{path}: ", "use a larger machine, or another model")
     return {"architecture": architecture, "training": training, "weights": weights} | counts
+
+
+def read_json(path):
+    """What a config.json holds; raises OSError or ValueError, among others."""
+    if path.is_fifo():  # which would wait for ever
+        raise ValueError("it is no file")
+    with open(path, "rb") as file:
+        return json.loads(file.read(2**16))  # more is no config
 
 
 def checked(name, value, settings):
@@ -207,6 +233,7 @@ def save(directory, networks, numbers, optimizers, keep=3):
     import tensorflow as tf
 
     state, _ = make_state(networks, numbers, optimizers)
+    check_list(directory)
     manager = tf.train.CheckpointManager(state, str(directory), max_to_keep=keep)
     try:
         manager.save(checkpoint_number=numbers["step"])
@@ -220,6 +247,19 @@ def save(directory, networks, numbers, optimizers, keep=3):
     for path in unlisted:  # its index first: without it the rest is no checkpoint
         for file in sorted(Path(directory).glob(f"{Path(path).name}.*"), reverse=True):
             file.unlink()
+
+
+def check_list(directory):
+    """Remove TensorFlow's list of checkpoints if it is not as TensorFlow writes it.
+
+    It would delete the files that are named there, wherever they are, once there are newer checkpoints.
+    """
+    path, number = Path(directory, "checkpoint"), r"[0-9.e+]+"
+    line = rf'(all_)?model_checkpoint_paths?: "ckpt-[0-9]+"|(all_model_checkpoint|last_preserved)_timestamps?: {number}'
+    with contextlib.suppress(OSError):
+        text = path.read_text(errors="replace") if path.is_file() and path.stat().st_size < 2**16 else "?"
+        if not all(re.fullmatch(line, part) for part in text.splitlines()):
+            path.unlink()
 
 
 def publish(directory, config, networks, numbers):
@@ -248,6 +288,7 @@ def restore(directory, networks, names=("step",), optimizers=None):
     state, numbers = make_state(networks, dict.fromkeys(names, 0), optimizers or {})
     for path in find(directory):
         try:
+            utils.check_files(f"{path}.")
             status = state.restore(path)
             status.assert_existing_objects_matched()
             if optimizers:
@@ -255,9 +296,8 @@ def restore(directory, networks, names=("step",), optimizers=None):
             status.expect_partial()
             return {name: int(value.numpy()) for name, value in numbers.items()}
         except (AssertionError, ValueError) as error:
-            why = "its networks are not those of the config.json beside it; restore that, or use another model"
-            raise cli.UserError(f"{path}: {why}") from error
-        except (tf.errors.OpError, IndexError) as error:
+            raise cli.UserError(f"{path}: {OTHER_NETWORKS}") from error
+        except (tf.errors.OpError, IndexError, OSError) as error:
             print(f"skipped {path}: damaged ({cli.reason(error)})", file=sys.stderr)
     raise cli.UserError(f"{directory}: holds no readable checkpoint; choose another directory, or train anew")
 
@@ -268,7 +308,7 @@ def keep_best(directory, config, measure, value, networks, numbers, optimizers):
     Values are comparable between runs with the same seed, number of images and networks; else the new one is kept.
     """
     try:
-        best = json.loads((directory / "config.json").read_text())
+        best = read_json(directory / "config.json")
         comparable = all(best.get(name) == config.get(name) for name in ("architecture", "images", "fingerprint"))
         comparable &= best["training"]["seed"] == config["training"]["seed"]
         comparable &= find(directory) == [str(directory / f"ckpt-{best['step']}")]
@@ -287,7 +327,7 @@ def lock(directory, flag):
     """
     path = utils.inside(directory, ".lock")
     with utils.report_write_errors(path):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     file = os.fdopen(descriptor, "w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -73,6 +73,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def run(self, work, args):
         """Do `work(args)` and return its exit status; a UserError ends the script by `error`."""
+        sys.stdout.reconfigure(errors="backslashreplace")  # as standard error: names of files may be no UTF-8
         for action in self._actions:  # an empty value comes from a shell variable that is not set
             value = getattr(args, action.dest, None)
             if "" in (value if isinstance(value, list) else [value]):

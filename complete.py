@@ -7,7 +7,6 @@
 """
 
 import argparse
-import os
 import sys
 import time
 
@@ -131,7 +130,7 @@ def complete(args):
     if images:
         from completion import output
 
-        log_dir /= f"{os.path.basename(os.path.realpath(out_dir))}-{time.strftime('%Y%m%d-%H%M%S')}"
+        log_dir /= f"{utils.folder_name(out_dir)}-{time.strftime('%Y%m%d-%H%M%S')}"
         completed, *summary = output.complete(completer, images, args.samples, args.batchSize, out_dir, log_dir)
     if args.photo or args.put_back:
         folders = [out_dir / (f"photos_{sample}" if args.samples > 1 else "photos") for sample in range(args.samples)]

@@ -65,6 +65,12 @@ def export(args):
         os.replace(f"{draft}/model", out)
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"{out}: {', '.join(parts)}; {size / 1e6:.0f} MB")
+    lacking = [] if encoder else ["encoder"]
+    if args.format == "weights" and "covariance" not in parts:
+        lacking.append("covariance")
+    if lacking:
+        remedy = f"./train-encoder.py --checkpointDir {args.checkpointDir} --dataset DIR"
+        print(f"without {' and '.join(lacking)}, as the model has none; {remedy} learns both")
 
 
 def write_weights(folder, dcgan, encoder, source):

@@ -1,16 +1,19 @@
 """Checkpoints of the original code, DCGAN.model-STEP, which was TensorFlow 1's and kept no config.json."""
 
 import itertools
+import re
 from pathlib import Path
 
 import cli
 
+import utils
+
 
 def find(directory):
     """The newest checkpoint of the original code in a directory, ".../DCGAN.model-STEP", or None."""
-    names = {path.name.removesuffix(".index") for path in Path(directory).glob("DCGAN.model-*")}
-    steps = [int(name[12:]) for name in names if name[12:].isdigit()]
-    return str(Path(directory, f"DCGAN.model-{max(steps)}")) if steps else None
+    names = [path.name.removesuffix(".index") for path in Path(directory).glob("DCGAN.model-*") if path.is_file()]
+    names = [name for name in names if re.fullmatch("DCGAN.model-[0-9]+", name)]
+    return str(Path(directory, max(names, key=lambda name: int(name[12:])))) if names else None
 
 
 def read(path):
@@ -21,10 +24,11 @@ def read(path):
     with cli.quiet_tensorflow():
         import tensorflow as tf
     try:
+        utils.check_files(path)
         reader = tf.train.load_checkpoint(path)
         names = {"/".join(name.split("/")[-2:]): name for name in reader.get_variable_to_shape_map()}
         return {name: reader.get_tensor(full) for name, full in names.items() if name.startswith(("g_", "d_"))}
-    except (tf.errors.OpError, IndexError) as error:
+    except (tf.errors.OpError, IndexError, OSError) as error:
         raise cli.UserError(f"{path}: damaged ({cli.reason(error)})") from error
 
 

@@ -6,19 +6,20 @@ tensorboard --logdir logs
 """
 
 import argparse
-import os
 import sys
 
 import cli
 
 import checkpoint
+import utils
 from training import cluster, launch
 
 
 def parse_args():
     parser = cli.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, tables = parser.add_argument, checkpoint.TRAINING | checkpoint.ARCHITECTURE
-    launch.add_flags(parser, tables, epochs=25, samples="sample grids", evaluated="the samples")
+    launch.add_flags(parser, tables, "25", samples="sample grids", evaluated="the samples")
+    parser.set_defaults(epoch=25)
     add("--train_size", type=cli.number(int, 1, 10**9), metavar="N", help="use N of the images, drawn by --seed (all)")
     add("--checkpoint_dir", metavar="DIR", default="checkpoints/mine", help="where the model is kept (%(default)s)")
     add("--init", metavar="DIR", help="start a new run from the weights of the model kept there")
@@ -35,6 +36,7 @@ def settings(args):
     unfit, model = None, f"--checkpoint_dir {args.checkpoint_dir}: holds"
     if resumed:
         saved = checkpoint.read_config(args.checkpoint_dir)
+        checkpoint.check_size(args.checkpoint_dir, saved)
         saved["training"].setdefault("precision", "float32")
         unfit = saved["weights"] != "float32" and "weights without the state of their training"
     elif checkpoint.find_original(args.checkpoint_dir):
@@ -65,7 +67,7 @@ def settings(args):
 def train(args):
     place = cluster.place()
     architecture, options, resumed = settings(args)
-    name = None if resumed else os.path.basename(os.path.realpath(args.checkpoint_dir))
+    name = None if resumed else utils.folder_name(args.checkpoint_dir)
     with launch.workers(args, place, args.checkpoint_dir, "--checkpoint_dir", name) as team:
         import ops
         from model import DCGAN

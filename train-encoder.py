@@ -9,7 +9,6 @@ has been trained further, it makes the encoder fit that.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import checkpoint
 import utils
 from training import cluster, launch
 
+EPOCHS, LEAST_STEPS = 10, 2000  # by default, whichever is more
 ENOUGH = 10_000  # steps of 64 images, until the encoder improves slowly
 HELD_OUT = 512  # images to evaluate on, at most a tenth of all
 
@@ -28,7 +28,7 @@ HELD_OUT = 512  # images to evaluate on, at most a tenth of all
 def parse_args():
     parser = cli.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     texts = dict(samples="pictures of completions", evaluated="the encoder")
-    launch.add_flags(parser, checkpoint.ENCODER_TRAINING, epochs=10, **texts)
+    launch.add_flags(parser, checkpoint.ENCODER_TRAINING, f"{EPOCHS}, or those of {LEAST_STEPS} steps", **texts)
     parser.add_argument("--checkpointDir", metavar="DIR", default="checkpoints/mine", help="the model (%(default)s)")
     return parser, parser.parse_args()
 
@@ -62,7 +62,7 @@ def train(args):
 
         trained, seed = DCGAN.load(args.checkpointDir), options["seed"]
         print(checkpoint.describe(args.checkpointDir, trained))
-        name = f"{Path(os.path.realpath(args.checkpointDir)).name}-{trained.step}-encoder"  # one for each generator
+        name = f"{utils.folder_name(args.checkpointDir)}-{trained.step}-encoder"  # one for each generator
         if team.chief and not checkpoint.find(folder):
             utils.check_samples(args.sample_dir, name)
         images = ImageFolder(args.dataset, *trained.image_shape[1:], seed=seed, cache_mb=args.cache_mb)
@@ -71,6 +71,7 @@ def train(args):
         held_out = images.hold_out(min(HELD_OUT, max(1, len(images) // 10)), seed)
         steps = images.steps(options["batch_size"])
         print(f"images: {len(images)} to learn from, {len(held_out)} held out; steps an epoch: {steps}")
+        args.epoch = args.epoch or max(EPOCHS, -(-LEAST_STEPS // steps))
         if args.epoch * steps < ENOUGH and team.chief:
             print(f"a good encoder takes about {ENOUGH} steps, --epoch {-(-ENOUGH // steps)}")
 
@@ -98,7 +99,8 @@ def learn_covariance(directory, images):
     if prior.load(directory, images.shape):
         print(f"covariance: in {path}; without that file it would be learned anew")
         return
-    with tqdm(total=prior.PASSES * len(images), desc="covariance", unit="img", leave=False, dynamic_ncols=True) as bar:
+    total, text = prior.PASSES * len(images), f"covariance, in {prior.PASSES} passes"
+    with tqdm(total=total, desc=text, unit="img", leave=False, dynamic_ncols=True) as bar:
 
         def blocks():
             for block in images.blocks():

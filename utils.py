@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import glob
 import itertools
 import json
 import math
@@ -313,6 +314,8 @@ def make_directory(path, flag, empty=False):
     Returns its path; raises UserError, naming `flag`, if it is not so.
     """
     path = Path(path)
+    with cli.named(flag):
+        check_name(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
@@ -362,7 +365,26 @@ def some(paths):
 
 def shorten(name, limit=200):
     """A name of a file cut to so many bytes: most systems take 255, and something is put around it."""
-    return os.fsdecode(os.fsencode(name)[:limit])
+    encoded = os.fsencode(name)
+    return name if len(encoded) <= limit else encoded[:limit].decode(errors="ignore")
+
+
+def folder_name(path):
+    """What files of a run are called after its folder: its name, `shorten`ed, without what is no UTF-8."""
+    return shorten(os.path.basename(os.path.realpath(path))).encode(errors="ignore").decode()
+
+
+def check_files(prefix):
+    """Raise OSError if what begins with a path is no file, such as a pipe, which would wait for ever."""
+    for path in Path(prefix).parent.glob(f"{glob.escape(Path(prefix).name)}*"):
+        if not path.is_file():
+            raise OSError(f"{path.name} is no file")
+
+
+def check_name(path):
+    """Raise UserError if a path is no UTF-8, as TensorFlow reads and writes no others."""
+    if any("\udc80" <= letter <= "\udcff" for letter in str(path)):
+        raise cli.UserError(f"{path}: its name is no UTF-8; rename it, or choose another")
 
 
 def inside(folder, name):

@@ -17,6 +17,8 @@ from completion.prior import ProbabilisticPCA
 from completion.settings import DETAIL
 from model import DCGAN
 
+SAVED = "up to half a minute an image on two CPU cores"  # at 64 pixels, by the search from an encoder's z
+
 
 @dataclass(frozen=True)
 class Completer:
@@ -35,7 +37,7 @@ class Completer:
         """The model in a directory, with its encoder and prior as far as they are there and used.
 
         start: "encoder" or "candidates"; by default the encoder where there is one, but for hmc or where `candidates`
-        are given. blending: "gaussian" where there is a prior, else "poisson". An encoder of an older generator is
+        are given. blending: "gaussian" where there is a prior, else "poisson". That there is no encoder is
         reported on standard error. Raises UserError where something is asked for that the model does not have.
         """
         dcgan = DCGAN.load(directory)
@@ -48,8 +50,9 @@ class Completer:
             lack = "its encoder is for another generator" if outdated else "it has no encoder that was measured"
             if start == "encoder" and not encoder:
                 raise cli.UserError(f"--start encoder: {directory}: {lack}; {remedy} makes one")
-            if outdated:
-                print(f"{directory}: {lack}, so candidates are the start; {remedy} renews it", file=sys.stderr)
+            if not encoder:
+                why = f"{lack}, so candidates are the start; {remedy} {'renews it' if outdated else 'makes one'}"
+                print(f"{directory}: {why}, and saves {SAVED}", file=sys.stderr)
         if settings.get("prior") is not None and not encoder:
             raise cli.UserError("--prior: is for --start encoder, and with that a model that has one; leave it out")
         if blending in (None, "gaussian"):

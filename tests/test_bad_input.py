@@ -150,13 +150,66 @@ def test_a_config_that_is_no_file_is_named(home, make):
         # a file where a folder is asked for, and the reverse
         ("complete.py images --checkpointDir model --mask images", "images: not a readable image (Is a directory)"),
         ("complete.py images --checkpointDir model --maskDir file", "--maskDir file: no such directory"),
-        ("train-dcgan.py --dataset file", "--dataset file: no such directory"),
+        ("train-dcgan.py --dataset file", "--dataset file: is a file; give a folder of images"),
         ("sample.py --checkpointDir model --outDir full", "--outDir full: is not empty; choose another"),
     ],
 )
 def test_flags_that_cannot_be(home, line, words):
     one_line(run(*line.split(), cwd=home, status=2), words)
     assert sorted(path.name for path in (home / "images").iterdir()) == ["0.png"]
+
+
+NO_UTF8 = os.fsdecode(b"x\xff")
+
+
+def test_folders_that_tensorflow_cannot_name_are_refused(home):
+    for line, words in (
+        ("complete.py images --checkpointDir model --outDir", "--outDir x\\udcff: its name is no UTF-8; rename it"),
+        ("sample.py --checkpointDir model --outDir", "--outDir x\\udcff: its name is no UTF-8"),
+        ("export.py --checkpointDir model", "OUT x\\udcff: its name is no UTF-8"),
+        ("train-dcgan.py --dataset images --checkpoint_dir", "--checkpoint_dir x\\udcff: its name is no UTF-8"),
+        ("train-dcgan.py --dataset images --log_dir", "--log_dir x\\udcff: its name is no UTF-8"),
+    ):
+        one_line(run(*line.split(), NO_UTF8, cwd=home, status=2), words)
+    (home / "model").rename(home / NO_UTF8)
+    for line in ("complete.py images --checkpointDir", "train-dcgan.py --dataset images --init"):
+        one_line(run(*line.split(), NO_UTF8, cwd=home, status=2), "error: x\\udcff: its name is no UTF-8")
+
+
+# checkpoints
+
+
+def test_a_config_of_far_larger_networks_than_the_checkpoint_holds_is_refused_before_they_are_built(home):
+    (home / "model/config.json").write_text(config(gf_dim=4000))
+    (home / "model/ckpt-1.data-00000-of-00001").write_bytes(b"0" * 55_000)
+    for line in (
+        "complete.py images",
+        "sample.py",
+        "train-dcgan.py --dataset images",
+        "train-dcgan.py --dataset images --init",
+    ):
+        flag = [] if "--init" in line else ["--checkpointDir"]
+        done = run(*line.split(), *flag, "model", cwd=home, status=2)
+        one_line(done, "model/ckpt-1: is too small, so its networks are not those of the config.json beside it")
+
+
+def test_what_is_no_file_is_no_checkpoint(home):
+    for name in ("ckpt-\u00b2.index", "DCGAN.model-\u00b2.index"):
+        (home / "model" / name).touch()
+    for name in ("ckpt-7.index", "DCGAN.model-8", "ckpt-1.data-00000-of-00001"):
+        os.mkfifo(home / "model" / name)
+    assert checkpoint.find(home / "model") == [str(home / "model/ckpt-1")]
+    done = run("sample.py", "--checkpointDir", "model", cwd=home, status=2)
+    line = "skipped model/ckpt-1: damaged (ckpt-1.data-00000-of-00001 is no file)"
+    assert one_line(done, "model: holds no readable checkpoint") and line in done.stderr
+    (home / "model/ckpt-1.index").unlink()
+    one_line(run("sample.py", "--checkpointDir", "model", cwd=home, status=2), "--checkpointDir model: holds no model")
+    os.mkfifo(home / "model/.lock")
+    with pytest.raises(cli.UserError, match=r"model/\.lock: cannot be written"):
+        checkpoint.lock(home / "model", "--checkpoint_dir")
+    (home / "model/DCGAN.model-3.index").touch()
+    os.mkfifo(home / "model/DCGAN.model-3.data-00000-of-00001")
+    one_line(run("sample.py", "--checkpointDir", "model", cwd=home, status=2), "model/DCGAN.model-3: damaged")
 
 
 # pictures

@@ -1,5 +1,6 @@
 """Files of weights."""
 
+import os
 import shutil
 
 import cli
@@ -57,8 +58,11 @@ def test_load_for_completion(tiny_dcgan, tmp_path):
 def test_an_exported_model_draws_nearly_the_same(tiny_dcgan, tmp_path):
     before = stored(tiny_dcgan, tmp_path / "run")
     before.recalibrate_batchnorm()
+    assert "faces take about 1200" in checkpoint.describe("run", before)
+    before.pretrained_steps = 1198
     before.export(tmp_path / "small")
     after = DCGAN.load(tmp_path / "small")
+    assert checkpoint.describe("small", after) == "model: small, step 2"
     assert after.step == 2 and after.generator_ema is None
     z, x = zs(3), images(3)
     for ours, theirs in (
@@ -110,6 +114,21 @@ def test_what_a_killed_run_did_not_list_goes_and_what_is_listed_stays(tiny, tmp_
     (tmp_path / "run/checkpoint").unlink()  # the list itself is lost: nothing goes until there is a whole one again
     assert save(5) == [5, 4, 3, 2] and save(6) == [6, 5, 4, 3, 2]
     assert save(7) == [7, 6, 5]
+
+
+@pytest.mark.parametrize("kind", ["elsewhere", "pipe", "large"])
+def test_a_list_of_checkpoints_that_is_not_ours_is_no_order_to_delete_them(tiny, tmp_path, kind):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "photo.index").touch()
+    names = [f'all_model_checkpoint_paths: "{tmp_path}/photo"'] + [f'all_model_checkpoint_paths: "{i}"' for i in "ab"]
+    text = "\n".join(['model_checkpoint_path: "b"', *names, *["all_model_checkpoint_timestamps: 1.0"] * 3])
+    if kind == "pipe":
+        os.mkfifo(tmp_path / "run/checkpoint")
+    else:
+        (tmp_path / "run/checkpoint").write_text(text + "\n" * 2**17 * (kind == "large"))
+    for step in range(4):
+        checkpoint.save(tmp_path / "run", tiny.networks, {"step": step}, {})
+    assert (tmp_path / "photo.index").exists() and len(checkpoint.find(tmp_path / "run")) == 3
 
 
 def test_the_best_checkpoint_is_kept_beside(tiny, tmp_path):

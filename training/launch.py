@@ -13,11 +13,11 @@ import utils
 def add_flags(parser, table, epochs, samples, evaluated):
     """Give a parser the flags of every run, and those of a table of settings.
 
-    The texts say what a run draws and what it measures.
+    The texts say how long a run is by default, what it draws and what it measures.
     """
     count, add = cli.number(int, 1, 10**9), parser.add_argument
     add("--dataset", metavar="DIR", required=True, help="folder of images, searched in all subfolders")
-    add("--epoch", type=count, default=epochs, help="epochs in all, those before a resume included (%(default)s)")
+    add("--epoch", type=count, help=f"epochs in all, those before a resume included ({epochs})")
     add("--sample_dir", metavar="DIR", default="samples", help=f"where {samples} go (%(default)s)")
     add("--log_dir", metavar="DIR", default="logs", help="where TensorBoard's record goes (%(default)s)")
     add("--cache_mb", type=cli.number(int, 0), metavar="MB", default=1024, help="memory for images (%(default)s)")
@@ -38,7 +38,8 @@ def workers(args, place, folder, flag, samples=None):
     """
     sys.stdout.reconfigure(line_buffering=True)  # a log file shows each line at once, and keeps it if we are killed
     if not Path(args.dataset).is_dir():
-        raise cli.UserError(f"--dataset {args.dataset}: no such directory; give a folder of images")
+        why = "is a file" if Path(args.dataset).exists() else "no such directory"
+        raise cli.UserError(f"--dataset {args.dataset}: {why}; give a folder of images")
     utils.check_outside(args.sample_dir, "--sample_dir", [args.dataset])
     with contextlib.ExitStack() as stack:
         if place.index == 0:

@@ -1,7 +1,6 @@
 """A run: train networks from the newest checkpoint, alone or with other workers; report, evaluate and save."""
 
 import contextlib
-import os
 import signal
 import sys
 import time
@@ -59,7 +58,7 @@ class Run:
         self.model, self.images, self.epochs, self.eval_every = model, images, epoch, eval_every
         self.batch_size, self.seed, self.flip = min(batch_size, len(images)), seed, flip
         self.directory, self.sample_dir, self.log_dir = map(Path, (checkpoint_dir, sample_dir, log_dir))
-        self.name = Path(os.path.realpath(checkpoint_dir)).name
+        self.name = utils.folder_name(checkpoint_dir)
         training = dict(batch_size=batch_size, learning_rate=learning_rate, beta1=beta1, seed=seed, flip=flip)
         self.config = {"architecture": model.architecture, "training": training | {"precision": model.precision}}
         self.team = team or Team(model.strategy)

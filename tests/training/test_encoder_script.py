@@ -13,6 +13,7 @@ import utils
 from completion import compositing, masks, prior, search
 from completion.encoder import Encoder
 from model import DCGAN
+from training import runs
 from training.dataset import ImageFolder
 
 MINE = "checkpoints/mine"
@@ -65,6 +66,23 @@ def test_the_same_command_resumes_and_settings_need_not_be_given_again(learned, 
     assert not (tmp_path / MINE / "encoder/ckpt-99_temp").exists()
     training = json.loads((tmp_path / MINE / "encoder/config.json").read_text())["training"]
     assert training["batch_size"] == 4 and training["learning_rate"] == 0.0005
+
+
+@pytest.mark.parametrize("flags, epochs", [([], 400), (["--epoch", 3], 3), (["--batch_size", 2], 182)])
+def test_few_faces_are_shown_often_enough(learned, faces, tmp_path, monkeypatch, flags, epochs):
+    class Run:
+        def __init__(self, *args, epoch, **options):
+            asked.append(epoch)
+
+        def finish(self):
+            """Leaves out the training."""
+            return 0
+
+    asked = []
+    monkeypatch.setattr(runs, "EncoderRun", Run)
+    shutil.copytree(learned / "checkpoints", tmp_path / "checkpoints")
+    run("train-encoder.py", "--dataset", faces, *flags, cwd=tmp_path)
+    assert asked == [epochs]
 
 
 def test_complete_with_what_was_learned(learned, faces, tmp_path):
@@ -134,6 +152,7 @@ def test_an_encoder_of_another_generator_is_reported_and_renewed(learned, faces,
     one_line(run("complete.py", face, *flags, cwd=tmp_path, status=2), "--start encoder")
     done = run("export.py", "published", cwd=tmp_path)
     assert "is left out" in done.stderr and not (tmp_path / "published/encoder").exists()
+    assert "without encoder, as the model has none; ./train-encoder.py --checkpointDir checkpoints/mine" in done.stdout
     done = run("train-encoder.py", "--dataset", faces, "--epoch", 1, cwd=tmp_path)
     assert "is for another generator; a new run starts from its weights" in done.stdout and "step 5;" in done.stdout
     done = run("complete.py", face, "--start", "encoder", *FEW, "--outDir", "renewed", cwd=tmp_path)
@@ -143,6 +162,7 @@ def test_an_encoder_of_another_generator_is_reported_and_renewed(learned, faces,
 def test_export_all_that_completion_needs(learned, faces, tmp_path):
     done = run("export.py", tmp_path / "published", "--checkpointDir", learned / MINE, cwd=tmp_path)
     assert "generator and discriminator of step 12, covariance, encoder of step 20; " in done.stdout
+    assert "without" not in done.stdout
     names = {str(path.relative_to(tmp_path / "published")) for path in (tmp_path / "published").rglob("*.*")}
     assert {"config.json", "covariance.npz", "ckpt-12.index", "encoder/config.json", "encoder/ckpt-20.index"} <= names
     faces_and_flags = [*sorted(faces.iterdir())[:2], *FEW, "--start", "encoder", "--blend", "gaussian"]

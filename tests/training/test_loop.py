@@ -248,7 +248,10 @@ def test_settings_of_a_resumed_run(folder, tmp_path, idle_step):
         assert float(optimizer.learning_rate) == 0.5
         assert (optimizer.beta_1, optimizer.beta_2, optimizer.epsilon) == (0.5, 0.999, 1e-8)
     # with larger batches what is left of the epoch is not enough for one
-    train(tmp_path, folder, stops=(7,), epoch=3)
+    config = tmp_path / "checkpoint/config.json"
+    checkpoint.write_config(config.parent, json.loads(config.read_text()) | {"pretrained_steps": 9})
+    assert train(tmp_path, folder, stops=(7,), epoch=3).model.pretrained_steps == 9
+    assert json.loads(config.read_text())["pretrained_steps"] == 9
     run = train(tmp_path, folder, epoch=5, batch_size=10)
     assert [len(x) for x, _ in run.fed] == [10, 10] and run.epoch == 5
 

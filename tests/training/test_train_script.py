@@ -95,6 +95,14 @@ def test_a_full_disk_stops_the_run_in_one_line(trained, tmp_path, idle_step):
     assert DCGAN.load(tmp_path / "ck").step == 12
 
 
+def test_a_run_with_a_name_as_long_as_the_system_takes(trained, tmp_path, idle_step):
+    for name in ("a" + "\u00e9" * 124, "\u3042" * 84):
+        flags = ["--dataset", trained / "images", *TINY_FLAGS, "--epoch", 1, "--checkpoint_dir", name]
+        run("train-dcgan.py", *flags, cwd=tmp_path)
+        cut = name.encode()[:200].decode(errors="ignore")
+        assert (tmp_path / f"samples/{cut}_000001.png").exists() and list(tmp_path.glob(f"logs/{cut}-*/*"))
+
+
 def test_two_runs_keep_out_of_each_others_way(trained, tmp_path):
     with checkpoint.lock(tmp_path, "--checkpoint_dir"):
         flags = ["--dataset", trained / "images", "--checkpoint_dir", tmp_path]
