@@ -139,7 +139,7 @@ def count_weights(architecture):
 
 
 def check_size(directory, config):
-    """Raise UserError if no checkpoint in a directory is as large as the networks of its config, before they are built.
+    """Raise UserError if the checkpoints in a directory are all too small for its config, before networks are built.
 
     Networks of this size are built in no time, and larger ones could take all memory.
     """
@@ -147,7 +147,7 @@ def check_size(directory, config):
     sizes = [
         sum(p.stat().st_size for p in Path(directory).glob(f"{Path(path).name}.data-*")) for path in find(directory)
     ]
-    if needed > max(2**24, *sizes):
+    if sizes and needed > max(2**24, *sizes):
         raise cli.UserError(f"{newest(directory)}: is too small, so {OTHER_NETWORKS}")
 
 

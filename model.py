@@ -197,8 +197,7 @@ class DCGAN:
         if not checkpoint.holds_model(directory):
             raise cli.UserError(f"{directory}: holds no model")
         config = checkpoint.read_config(directory)
-        if checkpoint.find(directory):
-            checkpoint.check_size(directory, config)
+        checkpoint.check_size(directory, config)
         stored = dcgan = cls(**config["architecture"], precision=config["weights"])
         step = checkpoint.restore(directory, stored.networks)["step"]
         if config["weights"] == "float32":

@@ -44,7 +44,9 @@ def settings(args):
     elif args.init:
         if not checkpoint.holds_model(args.init):
             raise cli.UserError(f"--init {args.init}: holds no model; choose another directory")
-        saved["architecture"] = checkpoint.read_config(args.init)["architecture"]
+        initial = checkpoint.read_config(args.init)
+        checkpoint.check_size(args.init, initial)
+        saved["architecture"] = initial["architecture"]
         del saved["architecture"]["ema"]  # no part of the networks
     if unfit:
         raise cli.UserError(f"{model} {unfit}; start from its weights with --init, in another --checkpoint_dir")
