@@ -44,15 +44,14 @@ class Completer:
         remedy = f"./train-encoder.py --checkpointDir {directory} --dataset DIR"
         if start == "encoder" and settings.get("candidates"):
             raise cli.UserError("--candidates: are another start than --start encoder; leave one of them out")
-        encoder, faces = None, None
+        encoder, faces, notice = None, None, None
         if start == "encoder" or not (start or settings.get("candidates") or settings.get("approach") == "hmc"):
             encoder, outdated = Encoder.load(directory, dcgan)
             lack = "its encoder is for another generator" if outdated else "it has no encoder that was measured"
             if start == "encoder" and not encoder:
                 raise cli.UserError(f"--start encoder: {directory}: {lack}; {remedy} makes one")
             if not encoder:
-                why = f"{lack}, so candidates are the start; {remedy} {'renews it' if outdated else 'makes one'}"
-                print(f"{directory}: {why}, and saves {SAVED}", file=sys.stderr)
+                notice = f"{lack}, so candidates are the start; {remedy} {'renews it' if outdated else 'makes one'}"
         if settings.get("prior") is not None and not encoder:
             raise cli.UserError("--prior: is for --start encoder, and with that a model that has one; leave it out")
         if blending in (None, "gaussian"):
@@ -61,6 +60,8 @@ class Completer:
                 raise cli.UserError(f"--blend gaussian: {directory} has no {prior.FILE}; {remedy} makes one")
         if detail is not None and not faces:
             raise cli.UserError(f"--detail: is for --blend gaussian, and with that a model that has {prior.FILE}")
+        if notice:
+            print(f"{directory}: {notice}, and saves {SAVED}", file=sys.stderr)
         blending = blending or ("gaussian" if faces else "poisson")
         return cls(dcgan, encoder, faces, blending, DETAIL if detail is None else detail, seed, settings)
 

@@ -171,7 +171,8 @@ def test_keras_needs_nothing_of_this_code(dcgan, exported, tmp_path):
 def test_the_script_writes_a_new_folder(trained, tmp_path):
     source = trained / "checkpoints/mine"
     done = run("export.py", "out", "--checkpointDir", source, "--format", "onnx", cwd=tmp_path)
-    assert done.stdout == "out: generator, discriminator of step 12 as onnx; 0 MB\n"
+    lacking = f"without encoder, as the model has none; ./train-encoder.py --checkpointDir {source} --dataset DIR"
+    assert done.stdout == f"out: generator, discriminator of step 12 as onnx; 0 MB\n{lacking} learns both\n"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"README.md", "discriminator.onnx", "generator.onnx"}
     for flags, word in (

@@ -28,6 +28,7 @@ NAMES = ("align.py", "train-dcgan.py", "train-encoder.py", "complete.py", "sampl
 # so that it takes seconds
 SMALL = {
     "train-dcgan.py": "--image_size 16 --z_dim 5 --gf_dim 8 --df_dim 8".split(),
+    "train-encoder.py": ["--epoch", "10"],
     "complete.py": "--nIter 5 --candidates 10".split(),
     "tensorboard": ["--inspect"],
 }
