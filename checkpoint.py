@@ -6,7 +6,6 @@ is used. TensorFlow is imported where weights are read or written, so that all e
 
 import argparse
 import contextlib
-import fcntl
 import itertools
 import json
 import math
@@ -328,16 +327,8 @@ def lock(directory, flag):
     path = utils.inside(directory, ".lock")
     with utils.report_write_errors(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-    file = os.fdopen(descriptor, "w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        file.close()
-        why = "another process trains in it; wait for it, or choose another"
-        raise cli.UserError(f"{flag} {directory}: {why}") from error
-    except OSError:
-        pass  # this file system knows no locks
-    return file
+    utils.lock(descriptor, f"{flag} {directory}: another process trains in it; wait for it, or choose another")
+    return os.fdopen(descriptor, "w")
 
 
 def remove_unfinished(directory):

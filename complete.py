@@ -140,6 +140,10 @@ def complete(args):
     print(*summary, sep="\n")
 
 
-if __name__ == "__main__":
+def main():
     parser, args = parse_args()
-    sys.exit(parser.run(complete, args))
+    return parser.run(complete, args)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

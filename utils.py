@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import fcntl
 import glob
 import itertools
 import json
@@ -139,9 +140,14 @@ def to_float(pixels):
     return np.asarray(pixels, np.float32) / 127.5 - 1
 
 
+def to_bytes(pixels):
+    """Float pixels from 0 to 255 to uint8, rounded to nearest; values outside are clipped."""
+    return np.clip(pixels.round(), 0, 255).astype(np.uint8)
+
+
 def to_uint8(images):
     """Float images in [-1, 1] to uint8, rounded to nearest; values outside are clipped. Undoes `to_float` exactly."""
-    return np.clip(np.round((np.asarray(images) + 1) * 127.5), 0, 255).astype(np.uint8)
+    return to_bytes((np.asarray(images) + 1) * 127.5)
 
 
 def block_means(images, side):
@@ -200,6 +206,20 @@ def captioned_grid(images, captions, columns=8):
 def to_picture(pixels):
     """uint8 pixels (H, W, 1 or 3) as a Pillow image."""
     return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+
+
+def lock(descriptor, line):
+    """Keep other processes away from an open file or folder until it is closed.
+
+    Raises UserError(line), and closes it, if another one is there.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise cli.UserError(line) from error
+    except OSError:
+        pass  # this file system knows no locks
 
 
 @contextlib.contextmanager

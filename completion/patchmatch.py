@@ -1,8 +1,8 @@
 """What is missing of a photo, copied from the rest of it: PatchMatch (Barnes et al. 2009)."""
 
 import numpy as np
-import scipy.spatial
 
+import utils
 from completion import compositing
 
 RADIUS = 3  # pixels around one that PatchMatch compares
@@ -28,7 +28,7 @@ def fill(pixels, hidden, known, at_once=HOLE):
     size = share.shape[1] // shrink, share.shape[0] // shrink
     share, gone, small = (cv2.resize(x, size, interpolation=cv2.INTER_AREA) for x in (share, gone, shown))
     small = small.reshape(*share.shape, -1) / np.maximum(share, 1e-6)[..., None]
-    small = fill_at_once(np.clip(small.round(), 0, 255).astype(np.uint8), (share < 0.5) & (gone > 0), share >= 0.5)
+    small = fill_at_once(utils.to_bytes(small), (share < 0.5) & (gone > 0), share >= 0.5)
     large = with_detail(small, shown, share, gone, shrink)
     return np.where(hidden[..., None], large[: hidden.shape[0], : hidden.shape[1]], pixels)
 
@@ -46,7 +46,7 @@ def fill_at_once(pixels, hidden, known):
         rgb = np.broadcast_to(np.where(known[..., None], pixels, np.uint8(0)), (*hidden.shape, 3))
         filled = patchmatch.inpaint(rgb, hidden, global_mask=~(hidden | known), patch_size=RADIUS)
     else:
-        filled = compositing.harmonic(pixels.astype(np.float64), hidden, known).round().astype(np.uint8)
+        filled = utils.to_bytes(compositing.harmonic(pixels.astype(np.float64), hidden, known))
     return np.where(hidden[..., None], filled[..., : pixels.shape[2]], pixels)
 
 
@@ -58,6 +58,7 @@ def with_detail(small, shown, share, gone, shrink):
     that is most like that in `small`.
     """
     import cv2
+    import scipy.spatial
 
     large = cv2.resize(small, shown.shape[1::-1]).reshape(shown.shape)
     whole, rest = np.flatnonzero(share > 1 - 1e-6), np.flatnonzero(gone)

@@ -4,7 +4,6 @@ import argparse
 import collections
 import concurrent.futures
 import contextlib
-import fcntl
 import itertools
 import multiprocessing
 import multiprocessing.resource_tracker
@@ -330,15 +329,7 @@ def store(output, rows, old):
 def only_run(output):
     """Raise UserError if another run writes to the folder `output`, and keep others out of it inside this."""
     folder = os.open(output, os.O_RDONLY)
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(folder)
-        raise cli.UserError(
-            f"OUTPUT {output}: another align.py writes to it; wait for it, or choose another"
-        ) from error
-    except OSError:
-        pass  # this file system knows no locks
+    utils.lock(folder, f"OUTPUT {output}: another align.py writes to it; wait for it, or choose another")
     try:
         yield
     finally:

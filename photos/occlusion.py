@@ -59,7 +59,7 @@ def inpaint(shares, sums, shape):
     """
     import cv2
 
-    small = np.clip(sums / np.maximum(shares, 1e-6)[..., None], 0, 255).round().astype(np.uint8)
+    small = utils.to_bytes(sums / np.maximum(shares, 1e-6)[..., None])
     filled = cv2.inpaint(small, (shares < 0.5).astype(np.uint8), 3, cv2.INPAINT_TELEA)
     return cv2.resize(filled, shape[::-1], interpolation=cv2.INTER_LINEAR).reshape(*shape, -1)
 

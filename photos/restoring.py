@@ -69,19 +69,14 @@ def into_photo(photo, hidden, crops, matrices, seed=0, void=None, texture=None, 
         done[box] |= own
     if texture is None:
         unsure = hidden & ((inside < 1) | (near > 0))[..., 0]
-        texture = patchmatch.fill(to_bytes(filled), unsure, known | (hidden & ~unsure), at_once)
+        texture = patchmatch.fill(utils.to_bytes(filled), unsure, known | (hidden & ~unsure), at_once)
     filled = inside * filled + (1 - inside) * texture
     for box, own, unit in faces:
         error = np.where(own, texture[box] - filled[box], 0.0)
         filled[box] += near[box] * (error - smoothed(error, own, TEXTURE * unit))
     filled += np.sqrt(1 - near**2) * inside * noise
-    result[part][hidden] = to_bytes(filled)[hidden]
+    result[part][hidden] = utils.to_bytes(filled)[hidden]
     return result, int((owners < 0)[hidden].sum()), texture
-
-
-def to_bytes(pixels):
-    """float64 from 0 to 255, which it may exceed, as uint8."""
-    return np.clip(pixels.round(), 0, 255).astype(np.uint8)
 
 
 def smoothstep(values):
