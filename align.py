@@ -34,8 +34,8 @@ def parse_args():
     text = "folder that holds a mask image of the same name for each photo"
     add("--maskDir", dest="mask_dir", metavar="DIR", help=text)
     text = (
-        "where the three landmarks of the one photo are, in pixels, if its face is not found: the inner corner of the "
-        "eye on the left of the picture, of the eye on the right, and the middle of the lower lip's lower edge"
+        "where the three landmarks of the one photo are, in pixels, if its face is not found: the inner corners of "
+        "both eyes, and the middle of the lower lip's lower edge"
     )
     hole.add_argument("--points", type=alignment.point, nargs=3, metavar="X,Y", help=text)
     add = parser.add_argument

@@ -118,6 +118,18 @@ def reason(error):
 
 
 @contextlib.contextmanager
+def redirect_errors(file):
+    """Write to a binary file what this process writes to standard error inside this, C and C++ code included."""
+    stderr = os.dup(2)
+    os.dup2(file.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+@contextlib.contextmanager
 def quiet_tensorflow():
     """Import TensorFlow and list its devices inside this: what it logs at its start is held back.
 
@@ -128,20 +140,16 @@ def quiet_tensorflow():
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ["KERAS_BACKEND"] = "tensorflow"
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    # the messages come from C++ before its logging is set up, and only the file descriptor catches them
-    stderr = os.dup(2)
     with tempfile.TemporaryFile() as log:
-        os.dup2(log.fileno(), 2)
         try:
-            yield
+            with redirect_errors(log):  # the messages come from C++ before its logging is set up
+                yield
         except UserError:
             raise
         except Exception:
             show = True
             raise
         finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
             if show:
                 log.seek(0)
                 sys.stderr.write(log.read().decode(errors="replace"))

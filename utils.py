@@ -22,8 +22,8 @@ import imageio.v3 as iio
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-# Pillow would only warn of what `open_image` refuses
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+Image.MAX_IMAGE_PIXELS = 250 * 10**6
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of what `decode` refuses, and of each bad tag
 
 IMAGE_SUFFIXES = ".avif .bmp .gif .jfif .jp2 .jpe .jpeg .jpg .mpo .pgm .png .ppm .tga .tif .tiff .webp".split()
 HEIF_SUFFIXES, HEIF = [".heic", ".heif", ".hif"], "needs pip install pillow-heif"
@@ -95,12 +95,20 @@ def decode(file, formats=None, limit=None):
     limit = limit or Image.MAX_IMAGE_PIXELS
     with Image.open(file, formats=formats) as image:
         if image.width * image.height > limit:
-            raise ValueError(f"{image.width}x{image.height} pixels are more than {limit} in all")
-        image = ImageOps.exif_transpose(image)
+            raise ValueError(f"{image.width}x{image.height} pixels are more than {limit:,} in all; make it smaller")
+        with open(os.devnull, "wb") as nowhere:  # for libtiff, which would tell each damaged line
+            with cli.redirect_errors(nowhere) if image.format == "TIFF" else contextlib.nullcontext():
+                image.load()
+        try:
+            image = ImageOps.exif_transpose(image)
+        except MemoryError:
+            raise
+        except Exception:  # Pillow raises anything on damaged EXIF data
+            image = image.copy()
     if image.mode.startswith("I;16"):  # Pillow's own conversion to 8 bits would clip, not scale
-        kept = {name: image.info[name] for name in ("exif", "icc_profile") if name in image.info}
+        info = {name: value for name, value in image.info.items() if name != "transparency"}  # of 16 bits
         image = Image.fromarray((np.asarray(image, np.float64) / 257).round().astype(np.uint8))
-        image.info = kept
+        image.info = info
     if image.mode in "IF":
         raise ValueError("32 bits deep")
     return image

@@ -28,6 +28,9 @@ FACES = ["largest", "only", "all"]
 STATUSES = ["already done", "no face", "several faces", "unreadable"]  # of photos without a new crop
 MISTAKES = ["no fitting mask", "no fitting points"]  # further ones, told of where there are some
 THREADS = "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM"
+# a face fits if it scores above the one, surely above the other, and leans by at most so many degrees
+DOUBTFUL, SURE, MAX_TILT = 0.2, 0.8, 35
+CLEAR, CLEARER = 0.45, 0.3  # what a face in a turned photo has to score, and how much more than the upright one
 MEMORY = 2**30  # bytes of pixels of decoded photos that are kept for restoring
 
 
@@ -61,27 +64,108 @@ def align_photo(photo, detector, settings):
     detector: `detection.FaceDetector`; where `points` are given, no face is looked for. With `faces` "only" several are
     all returned. Raises UserError and ValueError for points that no face has.
     """
-    size, landmarks, faces, upsample = settings[:4]
-    layers, hidden, results = photo.rgba, photo.hidden, []
-    pixels = layers[..., :3].copy()
+    size, hidden, results = settings.size, photo.hidden, []
     if settings.points:
-        found = [geometry.landmarks_by_hand(settings.points, landmarks, hidden.shape)]
-    elif hidden.any():
-        found = occlusion.find_faces_under(pixels, hidden, detector, faces, upsample)
+        by_hand = geometry.landmarks_by_hand(settings.points, settings.landmarks, hidden.shape)
+        found, count = [Found(by_hand, None, 0.0, "points")], 1
     else:
-        found = detector.find_faces(pixels, faces, upsample)
-    for one in found[:1] if faces == "largest" else found:
-        if settings.points:
-            box, places, seen = None, one, "points"
-        elif hidden.any():
-            box, places = one[0].box, occlusion.landmarks_under(hidden, one, detector)
-            seen = "+".join(dict.fromkeys(each.filling for each in one))
-        else:
-            box, places, seen = one, detector.find_landmarks(pixels, one), ""
-        matrix = geometry.affine(places, size, landmarks)
-        crop = geometry.warp(layers if hidden.any() else pixels, matrix, size)
+        found, count = find_faces(photo.pixels, hidden, detector, settings)
+    layers = photo.rgba if hidden.any() else np.ascontiguousarray(np.broadcast_to(photo.pixels, (*hidden.shape, 3)))
+    for places, box, _, seen in found:
+        matrix = geometry.affine(places, size, settings.landmarks)
+        crop = geometry.warp(layers, matrix, size)
         results.append(Face(box or geometry.bounds(matrix, size), matrix, crop, seen))
+    return results, count
+
+
+class Found(NamedTuple):
+    """A face that is found in a photo."""
+
+    landmarks: np.ndarray  # (68, 2), pixels of the photo
+    box: object  # dlib.rectangle, or None where the photo was turned or shrunk
+    score: float  # of the detector
+    seen: str  # see `Face`
+
+
+def find_faces(pixels, hidden, detector, settings):
+    """The faces taken, a list of `Found`, and how many there are, in uint8 (H, W, 1 or 3) and what is missing of it.
+
+    A large photo is looked at in the size of detection. Where no face is found, or only one that does not fit, it is
+    looked at turned, too.
+    """
+    import cv2
+
+    small, scale = detection.shrink(pixels)
+    hole = cv2.resize(hidden.astype(np.float32), small.shape[1::-1], interpolation=cv2.INTER_AREA) > 0
+    found, count = take_faces(small, hole, detector, settings)
+    if count <= 1:
+        filled = next(occlusion.fillings(small, hole))[1] if hole.any() else small
+        if not found or not fits(found[0], filled, detector):
+            least = max([CLEAR, *(one.score + CLEARER for one in found)])
+            found, count = find_turned(small, hole, filled, least, detector, settings) or (found, count)
+    if scale < 1:
+        found = [one._replace(landmarks=detection.enlarge(one.landmarks, scale), box=None) for one in found]
+    return found, count
+
+
+def find_turned(pixels, hidden, filled, least, detector, settings):
+    """As `find_faces`, in a photo turned by 90, 180 or 270 degrees, or else by one of the angles between; or None.
+
+    That direction counts in which a face scores highest, at `least` so much, in uint8 RGB (H, W, 3) with its hole
+    `filled`.
+    """
+    import cv2
+
+    times = settings.upsample if max(hidden.shape) <= detection.DETECTION_SIZE / 2 else 0  # seven times takes long
+    for angles in (90, 180, 270), (45, 135, 225, 315):
+        turns = [geometry.turn_matrix(angle, hidden.shape) for angle in angles]
+        scores = [best_score(cv2.warpAffine(filled, *turn), detector, times) for turn in turns]
+        matrix, size = turns[np.argmax(scores)]
+        if max(scores) >= least:
+            hole = cv2.warpAffine(np.float32(hidden), matrix, size) > 0
+            found, count = take_faces(cv2.warpAffine(pixels, matrix, size), hole, detector, settings)
+            back = cv2.invertAffineTransform(matrix)
+            places = [one.landmarks @ back[:, :2].T + back[:, 2] for one in found]
+            return [one._replace(landmarks=p, box=None) for one, p in zip(found, places, strict=True)], count
+    return None
+
+
+def fits(face, pixels, detector):
+    """Whether a `Found` in uint8 RGB is an upright face: it scores high, and higher than turned by 45 degrees."""
+    import cv2
+
+    try:
+        u, _, v = np.linalg.svd(geometry.affine(face.landmarks, 1.0)[:, :2])
+    except ValueError:
+        return False
+    if face.score < DOUBTFUL or (u @ v)[0, 0] < np.cos(np.radians(MAX_TILT)):
+        return False
+    if face.score > SURE:
+        return True
+    near = pixels[occlusion.around(face.box)]
+    turned = (cv2.warpAffine(near, *geometry.turn_matrix(angle, near.shape[:2])) for angle in (45, 315))
+    return max(best_score(one, detector) for one in turned) < face.score + CLEARER
+
+
+def take_faces(pixels, hidden, detector, settings):
+    """As `find_faces`, in uint8 RGB, of upright faces alone."""
+    if hidden.any():
+        found = occlusion.find_faces_under(pixels, hidden, detector, settings.faces, settings.upsample)
+    else:
+        found = detector.find_scored_faces(pixels, settings.faces, settings.upsample)
+    results = []
+    for one in found[:1] if settings.faces == "largest" else found:
+        if hidden.any():
+            seen = "+".join(dict.fromkeys(each.filling for each in one))
+            results.append(Found(occlusion.landmarks_under(hidden, one, detector), one[0].box, one[0].score, seen))
+        else:
+            results.append(Found(detector.find_landmarks(pixels, one[0]), *one, ""))
     return results, len(found)
+
+
+def best_score(pixels, detector, upsample=0):
+    """The score of the face that is seen most clearly in uint8 RGB (H, W, 3), 0 if none is."""
+    return max((score for _, score in detector.find_scored_faces(pixels, "largest", upsample)), default=0.0)
 
 
 def align_file(output, settings, source, name, mask=None, keep=False):

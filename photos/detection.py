@@ -13,6 +13,8 @@ import checkpoint
 from completion import prior
 from photos import geometry
 
+DETECTION_SIZE = 1600  # pixels of the longer side at which faces are detected
+
 
 def find_predictor():
     """The path of dlib's 68-point predictor in the installed face_recognition_models, which is not imported.
@@ -23,6 +25,23 @@ def find_predictor():
     if spec is None:
         raise cli.UserError("the face predictor is missing: pip install face_recognition_models, or use --predictor")
     return Path(spec.submodule_search_locations[0]) / "models" / "shape_predictor_68_face_landmarks.dat"
+
+
+def shrink(pixels):
+    """A photo, uint8 (H, W, 1 or 3), at the size of detection, RGB (h, w, 3), and its scale, at most 1."""
+    import cv2
+
+    height, width = pixels.shape[:2]
+    scale = min(1, DETECTION_SIZE / max(height, width))
+    if scale < 1:
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).reshape(*size[::-1], -1)
+    return np.array(np.broadcast_to(pixels, (*pixels.shape[:2], 3)), order="C"), scale
+
+
+def enlarge(points, scale):
+    """Points (N, 2) of a shrunk photo, as OpenCV counts, in pixels of the photo itself: undoes `shrink`."""
+    return ((points + 0.5) / scale - 0.5).astype(np.float32) if scale < 1 else points
 
 
 @functools.cache
@@ -73,12 +92,17 @@ class FaceDetector(NamedTuple):
         "largest" doubles the photo, up to `upsample` times, only while nothing is found: faster, and with fewer false
         faces; the largest is the first. "only" and "all" double it at once, and give the surest first.
         """
+        return [box for box, _ in self.find_scored_faces(pixels, faces, upsample)]
+
+    def find_scored_faces(self, pixels, faces="largest", upsample=1):
+        """As `find_faces`, but pairs of a box and the detector's score: above 0, and 1 to 3 for most upright faces."""
         pixels = np.ascontiguousarray(pixels)  # of a strided array dlib reads whatever is in memory
-        boxes = []
+        found = []
         for times in range(upsample + 1) if faces == "largest" else [upsample]:
-            if boxes := list(self.frontal(pixels, times)):
+            boxes, scores, _ = self.frontal.run(pixels, times, 0.0)
+            if found := list(zip(boxes, scores, strict=True)):
                 break
-        return sorted(boxes, key=lambda box: -box.area()) if faces == "largest" else boxes
+        return sorted(found, key=lambda pair: -pair[0].area()) if faces == "largest" else found
 
     def find_landmarks(self, pixels, box):
         """The 68 landmarks of the face in `box`, as float32 (68, 2) x, y in pixels of the photo."""

@@ -84,18 +84,30 @@ def warp(pixels, matrix, size):
     return result
 
 
+def turn_matrix(degrees, shape):
+    """The 2x3 matrix that turns a photo of `shape` (H, W) counter-clockwise, and the (width, height) to hold it."""
+    import cv2
+
+    height, width = shape
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), degrees, 1).round(12)
+    size = (np.abs(matrix[:, :2]) @ [width, height]).round().astype(int)
+    matrix[:, 2] += (size - [width, height]) / 2
+    return matrix, tuple(size.tolist())
+
+
 def landmarks_by_hand(points, which, shape):
     """68 landmarks (68, 2) that have `points` (3, 2), pixels of a photo, where `affine` looks; the others are NaN.
 
-    Raises UserError for points outside a photo of `shape` (H, W), and for such as no face has.
+    The first two may be given in either order: no face is mirrored. Raises UserError for points outside a photo of
+    `shape` (H, W), and for such as no face has.
     """
     landmarks = np.full(TEMPLATE.shape, np.nan, np.float32)
-    landmarks[LANDMARKS[which]] = points
     if np.min(points) < 0 or (np.max(points, 0) > np.array(shape[::-1])).any():
         raise cli.UserError(f"--points: lie outside of the photo's {shape[1]}x{shape[0]} pixels")
-    if np.linalg.det(np.subtract(points[1:], points[0])) <= 0:
-        order = "the point on the left of the picture first, then the right one, then the lower"
-        raise cli.UserError(f"--points: give {order}")
+    area = np.linalg.det(np.subtract(points[1:], points[0]))
+    if not area:
+        raise cli.UserError("--points: lie on one line; give the two at the eyes, then the lower one")
+    landmarks[LANDMARKS[which]] = points if area > 0 else [points[1], points[0], points[2]]
     return landmarks
 
 

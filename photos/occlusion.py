@@ -24,6 +24,7 @@ class Detection(NamedTuple):
     filling: str  # "inpainted", "grey" or "mirrored"
     photo: np.ndarray  # so filled, uint8 (H, W, 3)
     box: object  # dlib.rectangle
+    score: float = 0.0  # of the detector
 
 
 def fillings(pixels, hidden):
@@ -75,6 +76,12 @@ def in_box(hidden, box):
     return hidden[max(0, box.top()) : box.bottom() + 1, max(0, box.left()) : box.right() + 1]
 
 
+def around(box):
+    """The part of a photo, slices, that reaches beyond a dlib.rectangle by its own width and height."""
+    left, top = max(0, box.left() - box.width()), max(0, box.top() - box.height())
+    return np.s_[top : box.bottom() + box.height(), left : box.right() + box.width()]
+
+
 def find_faces_under(pixels, hidden, detector, faces="largest", upsample=1):
     """The faces in a photo of which a part is `hidden`: a list of lists of `Detection`s, the surest first in each.
 
@@ -87,7 +94,7 @@ def find_faces_under(pixels, hidden, detector, faces="largest", upsample=1):
         pairs = []
         for times in range(upsample + 1) if faces == "largest" else [upsample]:
             boxes, scores, _ = detector.frontal.run(photo, times, MIN_SCORE)
-            pairs += [(score, Detection(filling, photo, box)) for box, score in zip(boxes, scores, strict=True)]
+            pairs += [(score, Detection(filling, photo, box, score)) for box, score in zip(boxes, scores, strict=True)]
             if any(score >= 0 for score in scores):
                 break
         return [(score, one) for score, one in pairs if (~in_box(hidden, one.box)).mean() > MIN_VISIBLE]
@@ -118,17 +125,17 @@ def landmarks_under(hidden, detections, detector):
     without, from the fillings alone.
     """
     box = detections[0].box
-    left, top = max(0, box.left() - box.width()), max(0, box.top() - box.height())
-    around = np.s_[top : box.bottom() + box.height(), left : box.right() + box.width()]
+    part = around(box)
+    start = [part[1].start, part[0].start]
     firsts, shapes = [detector.find_landmarks(one.photo, one.box) for one in detections], []
     again = detector.prior is not None and in_box(hidden, box).any()
     for one, shape in zip(detections, firsts, strict=True) if again else ():
-        shape = shape - [left, top]
+        shape = shape - start
         for _ in range(ROUNDS):
-            shape = refine(one.photo[around], hidden[around], shape, box.width(), detector)
+            shape = refine(one.photo[part], hidden[part], shape, box.width(), detector)
             if shape is None:
                 break
-            shapes.append(shape + [left, top])
+            shapes.append(shape + start)
     return np.median(shapes or firsts, axis=0).astype(np.float32)
 
 

@@ -2,18 +2,29 @@
 
 import contextlib
 import io
+import struct
+import textwrap
 from typing import NamedTuple
 
 import cli
 
 import numpy as np
 import scipy.ndimage
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 import utils
 from completion import masks
 
 GREY = "1", "L", "LA", "La"  # modes of Pillow without colours
+NO_TEXTS = "XML:com.adobe.xmp", "Raw profile type exif", "Raw profile type APP1"  # have chunks of their own
+# tags of a TIFF file that say how it holds its pixels
+TIFF_PIXELS = [*range(254, 267), 273, 274, *range(277, 282), 284, 292, 293, 317, *range(320, 331), *range(338, 348)]
+NO_EXIF = 14  # bytes of EXIF data without any tag
+IPTC = 0x0404  # among the resources of Photoshop in a JPEG file
+# of what Pillow reads: a PNG file's chunk, its unit, and its format
+COLOURS = {
+    "gamma": (b"gAMA", 10**5, ">I"), "chromaticity": (b"cHRM", 10**5, ">8I"), "srgb": (b"sRGB", 1, "B"),
+}  # fmt: skip
 
 
 class Photo(NamedTuple):
@@ -92,16 +103,30 @@ def png_metadata(file, image):
     """
     kept, lost = {}, []
     with Image.open(file) as raw:
+        kept["pnginfo"] = png_chunks(image.info, raw.format == "PNG")
         if ";16" in f"{raw.mode} {raw.tile}":
             lost.append("16 bits a channel became 8")
+        if other := {name for name, _ in getattr(raw, "applist", ())} - {
+            "COM",
+            *map("APP{}".format, (0, 1, 2, 13, 14)),
+        }:
+            lost.append(f"its data in {', '.join(sorted(other))} are left out")
         with contextlib.suppress(Exception):  # EOFError of most photos, and anything of damaged ones
             if raw.format != "MPO":  # whose second picture is a small one of the same
                 raw.seek(1)
                 lost.append("of its pictures only the first is there")
-    try:
-        kept["exif"] = image.getexif().tobytes()
-    except Exception:  # Pillow raises anything on damaged ones
-        lost.append("its EXIF data cannot be read and are left out")
+        try:
+            exif = raw.getexif() if raw.format == "TIFF" else image.getexif()  # of a TIFF file, Pillow's copies lose it
+            for tag in TIFF_PIXELS if raw.format == "TIFF" else ():
+                exif.pop(tag, None)
+            kept["exif"] = exif.tobytes()
+            if not exif and len(image.info.get("exif", b"").removeprefix(b"Exif\0\0")) > NO_EXIF:
+                raise ValueError("no tag can be read")
+        except Exception:  # Pillow raises anything on damaged ones
+            lost.append("its EXIF data cannot be read and are left out")
+        dpi = image.info.get("dpi", ())[:: 1 if image.size == raw.size else -1]
+    if len(dpi) == 2 and all(1 < number <= 10**6 for number in dpi):
+        kept["dpi"] = tuple(map(float, dpi))
     profile = image.info.get("icc_profile")
     if image.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
         lost.append(f"{image.mode} became RGB")
@@ -112,3 +137,26 @@ def png_metadata(file, image):
         except OSError:
             lost.append("its colour profile cannot be read and is left out")
     return kept, lost
+
+
+def png_chunks(info, from_png):
+    """Texts, comment, XMP, IPTC and what the colours mean, of a Pillow image's `info`, as chunks of a PNG file.
+
+    `from_png`: whether `info` is a PNG file's, in which all text is the photo's. IPTC data have no chunk of their own,
+    and are written as ImageMagick does it.
+    """
+    chunks = PngImagePlugin.PngInfo()
+    texts = {key: text for key, text in info.items() if from_png and isinstance(text, str) and key not in NO_TEXTS}
+    if isinstance(comment := info.get("comment"), bytes):
+        texts["Comment"] = comment.decode("utf-8", "replace").rstrip("\0")
+    photoshop = info.get("photoshop")
+    if iptc := isinstance(photoshop, dict) and photoshop.get(IPTC):
+        texts["Raw profile type iptc"] = f"\niptc\n{len(iptc):8}\n" + "\n".join(textwrap.wrap(iptc.hex(), 72)) + "\n"
+    for key, text in texts.items():
+        chunks.add_text(key, text, zip=len(text) > 1024)
+    if isinstance(xmp := info.get("xmp"), bytes):
+        chunks.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8", "replace"))
+    for key, (name, unit, kind) in COLOURS.items():
+        with contextlib.suppress(KeyError, TypeError, ValueError, struct.error):  # numbers that no file should hold
+            chunks.add(name, struct.pack(kind, *(round(number * unit) for number in np.atleast_1d(info[key]).tolist())))
+    return chunks

@@ -159,3 +159,13 @@ def test_a_picture_that_cannot_be_written_is_named(tmp_path):
     for write, value in ((utils.write_image, pixels), (utils.write_film, [pixels] * 3)):
         with pytest.raises(cli.UserError, match="nowhere/a.gif: cannot be written"):
             write(tmp_path / "nowhere/a.gif", value)
+
+
+def test_a_damaged_tiff_file_is_one_line(save_image, capfd):
+    path = save_image("a.tif", RGB, compression="tiff_lzw")
+    data = bytearray(path.read_bytes())
+    data[8:700] = bytes(255 - value for value in data[8:700])
+    path.write_bytes(data)
+    with pytest.raises(cli.UserError, match="a.tif: not a readable image"):
+        utils.open_image(path)
+    assert not capfd.readouterr().err

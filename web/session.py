@@ -23,12 +23,11 @@ from PIL import Image
 
 import utils
 from completion import masks
-from photos import geometry, occlusion, reading, restoring
+from photos import detection, geometry, occlusion, reading, restoring
 
 FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"]
 # of a photo: bytes and pixels at most, pixels of a side at least, the longer side by the shorter at most
 MAX_BYTES, MAX_PIXELS, MIN_SIDE, MAX_ASPECT = 64 * 2**20, 50 * 10**6, 32, 20
-DETECTION_SIZE = 1600  # pixels of the longer side at which faces are detected
 MIN_SCORE = 0.15  # of a face that is outlined: two false ones in 24 photos had less, no true one
 OUTLINE_SIZE = 64  # pixels of the crops that are outlined; crops of all sizes have the same outline
 ANSWERS = 4
@@ -77,27 +76,10 @@ def open_photo(data):
 def find_faces(photo, detector):
     """The `DetectedFace`s in a photo, whose transparent parts are grey for that."""
     pixels = photo.pixels if photo.alpha is None else np.where(photo.hidden[..., None], np.uint8(128), photo.pixels)
-    small, scale = shrink(pixels)
+    small, scale = detection.shrink(pixels)
     with DETECTING:
         boxes, _, _ = detector.frontal.run(small, 1, MIN_SCORE)
-        return [DetectedFace(box, enlarge(detector.find_landmarks(small, box), scale)) for box in boxes]
-
-
-def shrink(pixels):
-    """A photo, uint8 (H, W, 1 or 3), at the size of detection, RGB (h, w, 3), and its scale, at most 1."""
-    import cv2
-
-    height, width = pixels.shape[:2]
-    scale = min(1, DETECTION_SIZE / max(height, width))
-    if scale < 1:
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA).reshape(*size[::-1], -1)
-    return np.array(np.broadcast_to(pixels, (*pixels.shape[:2], 3)), order="C"), scale
-
-
-def enlarge(points, scale):
-    """Points (N, 2) of a shrunk photo, as OpenCV counts, in pixels of the photo itself: undoes `shrink`."""
-    return ((points + 0.5) / scale - 0.5).astype(np.float32)
+        return [DetectedFace(box, detection.enlarge(detector.find_landmarks(small, box), scale)) for box in boxes]
 
 
 class Stroke(NamedTuple):
@@ -219,12 +201,10 @@ def find_landmarks(pixels, hidden, faces, detector, marked):
             for points in marked
         ]
     except cli.UserError as error:
-        raise cli.UserError(
-            "The three points do not make a face: mark the eye on the left, the one on the right, then the lower lip."
-        ) from error
-    small, scale = shrink(pixels)
+        raise cli.UserError("The three points do not make a face: mark both eyes, then the lower lip.") from error
+    small, scale = detection.shrink(pixels)
     hole = cv2.resize(hidden.astype(np.float32), small.shape[1::-1], interpolation=cv2.INTER_AREA) > 0
-    points = enlarge(np.argwhere(hole)[:, ::-1], scale)
+    points = detection.enlarge(np.argwhere(hole)[:, ::-1], scale)
     others = [face for face in faces if not any(crop_holds(each, face.landmarks[33:34]) for each in by_hand)]
     touched = [face for face in others if crop_holds(face.landmarks, points)]
     by_hand = [each for each in by_hand if crop_holds(each, points)]
@@ -233,7 +213,7 @@ def find_landmarks(pixels, hidden, faces, detector, marked):
             return by_hand + [landmarks_beside(small, hole, face, scale, detector) for face in touched]
         found = occlusion.find_faces_under(small, hole, detector)
         found = [detections for detections in found if occlusion.in_box(hole, detections[0].box).any()]
-        return [enlarge(occlusion.landmarks_under(hole, detections, detector), scale) for detections in found]
+        return [detection.enlarge(occlusion.landmarks_under(hole, detections, detector), scale) for detections in found]
 
 
 def crop_holds(landmarks, points):
@@ -249,7 +229,7 @@ def landmarks_beside(small, hole, face, scale, detector):
         return face.landmarks
     copies = itertools.islice(occlusion.fillings(small, hole), 2)  # inpainted and grey; a mirrored face is not needed
     detections = [occlusion.Detection(filling, copy, face.box) for filling, copy in copies]
-    return enlarge(occlusion.landmarks_under(hole, detections, detector), scale)
+    return detection.enlarge(occlusion.landmarks_under(hole, detections, detector), scale)
 
 
 class Stopped(Exception):

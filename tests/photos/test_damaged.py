@@ -80,6 +80,17 @@ def test_what_lies_under_a_hole_is_ignored(models, landmarks, monkeypatch):
     assert face.crop.shape == (64, 64, 3)
 
 
+def test_a_sideways_photo_with_a_hole_is_cropped_upright(models, landmarks, monkeypatch):
+    monkeypatch.setattr(occlusion, "ROUNDS", 1)
+    photo = transparent(hole("strokes", landmarks))
+    (upright,), _ = align(photo, models)
+    (face,), count = align(photo.transpose(Image.Transpose.ROTATE_90), models)
+    turn, _ = geometry.turn_matrix(90, PORTRAIT.shape[:2])
+    expected = upright.matrix @ np.linalg.inv(np.vstack([turn, [0, 0, 1]]))
+    assert count == 1 and face.seen == upright.seen
+    np.testing.assert_allclose(face.matrix, expected, atol=1e-3)
+
+
 def test_without_a_prior_the_fillings_decide(models, landmarks):
     (face,), _ = align(transparent(hole("strokes", landmarks)), models._replace(prior=None))
     (whole,), _ = align(PORTRAIT, models)
@@ -256,10 +267,11 @@ def test_a_record_without_masks_is_resumed(tmp_path, damaged, run_here):
     assert rows_of(tmp_path / "out")[0] == rows[0]
 
 
-def test_landmarks_by_hand(tmp_path, damaged, run_here):
+@pytest.mark.parametrize("points", [["60,80.5", "120,90", "80,200"], ["120,90", "60,80.5", "80,200"]])
+def test_landmarks_by_hand(tmp_path, damaged, run_here, points):
     grey = np.full((300, 200, 3), 128, np.uint8)  # no face to be found
     Image.fromarray(grey).save(tmp_path / "in/a.png")
-    run_here("--points", "60,80.5", "120,90", "80,200", "in", "out", "--size", "32")
+    run_here("--points", *points, "in", "out", "--size", "32")
     (row,) = rows_of(tmp_path / "out")
     places = apply(matrix_of(row), [[60, 80.5], [120, 90], [80, 200]])
     expected = 32 * geometry.MINMAX_TEMPLATE[geometry.LANDMARKS["innerEyesAndBottomLip"]]
@@ -273,8 +285,7 @@ def test_landmarks_by_hand(tmp_path, damaged, run_here):
 @pytest.mark.parametrize(
     "points, words",
     [
-        ("120,90 60,80 80,200", "give the point on the left of the picture first, then the right one"),
-        ("60,80 120,90 180,100", "give the point on the left of the picture first"),
+        ("60,80 120,90 180,100", "lie on one line; give the two at the eyes, then the lower one"),
         ("60,80 120,90 80,300", "lie outside of the photo's 240x240 pixels"),
         ("60,80 120 80,200", "'120' is not X,Y"),
         ("60,80 120,x 80,200", "'x' is not a number"),

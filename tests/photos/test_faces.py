@@ -3,8 +3,10 @@
 import csv
 import functools
 import io
+import struct
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import cli
@@ -25,7 +27,7 @@ PORTRAIT = ASTRONAUT[:240, 100:340].copy()  # her face alone
 NOISE = np.random.default_rng(0).integers(0, 256, (90, 80, 3), np.uint8)
 
 run = functools.partial(run, "align.py")
-pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # `utils` ignores it
+pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # `utils` ignores them
 
 
 def one_process(tasks, output, settings, received=()):
@@ -307,7 +309,9 @@ def aligned(tmp_path_factory):
     (folder / "text.png").write_text("no image")
     (folder / "empty.jpg").write_bytes(b"")
     (folder / "notes.txt").write_text("not looked at")
-    Image.new("1", (10000, 9000)).save(folder / "bomb.png")
+    Image.new("1", (9, 9)).save(folder / "bomb.png")
+    data, header = (folder / "bomb.png").read_bytes(), b"IHDR" + struct.pack(">II5B", 20000, 12501, 1, 0, 0, 0, 0)
+    (folder / "bomb.png").write_bytes(data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:])
     output = folder / "aligned"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(alignment, "in_parallel", one_process)
@@ -322,7 +326,12 @@ def test_every_kind_of_photo_has_its_row(aligned):
     assert {row["output"] for row in rows.values() if row["status"] == "aligned"} == set(crops(output))
     status = {name: row["status"] for name, row in rows.items() if row["status"] != "aligned"}
     assert status.pop("two.png") == "several faces" and status.pop("none.png") == "no face"
-    why = {"truncated.jpg": "truncated", "text.png": "cannot identify", "empty.jpg": "cannot", "bomb.png": "10000x9000"}
+    why = {
+        "truncated.jpg": "truncated",
+        "text.png": "cannot identify",
+        "empty.jpg": "cannot",
+        "bomb.png": "20000x12501 pixels are more than 250,000,000",
+    }
     assert status.keys() == why.keys() and len(rows) == 8 + 2 + 4
     for name in why:
         assert status[name].startswith("unreadable: ") and why[name] in status[name]
@@ -409,3 +418,26 @@ def test_slow_modules_wait_for_work():
     """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "usage" in done.stdout
+
+
+@pytest.mark.parametrize("degrees", [45, 90, 180, 225, 270])
+def test_a_sideways_photo_is_cropped_upright(models, degrees):
+    photo = ASTRONAUT[:300, 60:360]
+    (upright,), _ = align(photo, models)
+    turn, size = geometry.turn_matrix(degrees, photo.shape[:2])
+    (face,), count = align(cv2.warpAffine(photo, turn, size), models)
+    three = 64 * geometry.MINMAX_TEMPLATE[[39, 42, 57]]
+    places, expected = (
+        apply(np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2], three) for matrix in (face.matrix, upright.matrix)
+    )
+    error = np.linalg.norm(places - apply(turn, expected), axis=1).mean()
+    assert count == 1 and error < (0.01 if degrees % 90 == 0 else 0.1 * np.linalg.norm(expected[0] - expected[1]))
+
+
+def test_a_large_photo_is_looked_at_in_the_size_of_detection(models, monkeypatch):
+    expected = apply(align(PORTRAIT, models)[0][0].matrix, [[100.0, 90], [140, 90], [120, 150]])
+    monkeypatch.setattr(detection, "DETECTION_SIZE", 240)
+    large = cv2.resize(PORTRAIT, (960, 960), interpolation=cv2.INTER_CUBIC)
+    (face,), count = align(large, models)
+    places = apply(face.matrix, 4 * np.array([[100.0, 90], [140, 90], [120, 150]]) + 1.5)
+    assert count == 1 and np.abs(places - expected).max() < 1

@@ -1,8 +1,10 @@
 """Whole photos: the completed crops back where they came from."""
 
 import csv
+import io
 import os
 import re
+import struct
 
 import cli
 
@@ -10,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import one_line, run
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, PngImagePlugin
 
 from completion import compositing, masks
 from photos import geometry, reading, record, restoring
@@ -368,3 +370,52 @@ def test_complete_mends_the_photos_of_its_images(trained, tmp_path):
     one_line(
         run("complete.py", *flags, "--put_back", cwd=tmp_path, status=2), "--put_back: aligned/face.png: of no photo"
     )
+
+
+def kept(path, **options):
+    """A photo saved to a file with these options, as the PNG file that `put_back` would write: a Pillow image."""
+    if options:
+        Image.fromarray(smooth((20, 30, 3))).save(path, **options)
+    photo = reading.read_photo(path)
+    Image.fromarray(photo.pixels).save(file := io.BytesIO(), "PNG", **photo.metadata)
+    (image := Image.open(file)).load()
+    return image, photo.lost
+
+
+def test_what_a_file_says_of_its_photo_stays(tmp_path):
+    iptc, xmp = b"\x1c\x02\x78\x00\x0cGrandma 1944", b"<x:xmpmeta>\xc3\xa9</x:xmpmeta>"
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010E] = 6, "a title"
+    image, lost = kept(tmp_path / "a.jpg", dpi=(600, 300), xmp=xmp, comment="box 3, é", exif=exif)
+    assert not lost and image.size == (20, 30)
+    np.testing.assert_allclose(image.info["dpi"], (300, 600), atol=0.01)  # as it was turned
+    assert (
+        image.info["xmp"] == xmp and image.info["Comment"] == "box 3, é" and dict(image.getexif()) == {270: "a title"}
+    )
+    resources = b"8BIM\x04\x04\0\0" + struct.pack(">I", len(iptc)) + iptc + b"\0"
+    segment = b"Photoshop 3.0\0" + resources
+    data = (tmp_path / "a.jpg").read_bytes()
+    other = b"\xff\xeb" + struct.pack(">H", 6) + b"JUMB"
+    segment = b"\xff\xed" + struct.pack(">H", len(segment) + 2) + segment
+    (tmp_path / "a.jpg").write_bytes(data[:2] + segment + other + data[2:])
+    image, lost = kept(tmp_path / "a.jpg")
+    name, size, *lines = image.info["Raw profile type iptc"].split()
+    assert (name, int(size), bytes.fromhex("".join(lines))) == ("iptc", len(iptc), iptc)
+    assert lost == ["its data in APP11 are left out"]
+
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("Title", "old")
+    chunks.add_itxt("Author", "日本", "ja")
+    for name, values in {b"gAMA": [10**5], b"cHRM": range(31000, 39000, 1000)}.items():
+        chunks.add(name, struct.pack(f">{len(values)}I", *values))
+    image, lost = kept(tmp_path / "a.png", pnginfo=chunks)
+    assert not lost and image.text == {"Title": "old", "Author": "日本"} and image.info["gamma"] == 1
+    np.testing.assert_allclose(image.info["chromaticity"], np.arange(0.31, 0.385, 0.01))
+    image, lost = kept(tmp_path / "a.tif", description="a scan", compression="tiff_lzw", dpi=(1200, 1200))
+    assert image.getexif()[270] == "a scan" and 273 not in image.getexif() and round(image.info["dpi"][0]) == 1200
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0none", b"II*\0\x08\0\0\0\x88\x13" + bytes(range(1, 13)) * 5000])
+def test_a_broken_exif_chunk_is_left_out(tmp_path, exif, recwarn):
+    image, lost = kept(tmp_path / "a.png", exif=exif)
+    assert lost == ["its EXIF data cannot be read and are left out"] and not image.getexif()
