@@ -17,7 +17,7 @@ from completion.prior import ProbabilisticPCA
 from completion.settings import DETAIL
 from model import DCGAN
 
-SAVED = "up to half a minute an image on two CPU cores"  # at 64 pixels, by the search from an encoder's z
+SAVED = "half a minute or more for each batch, on two CPU cores"  # at 64 pixels, by the search from an encoder's z
 
 
 @dataclass(frozen=True)
