@@ -44,11 +44,12 @@ def read_record(path):
     records, folder = {}, os.path.realpath(path.parent)
     try:
         utils.inside(path.parent, path.name)
+        if path.is_fifo():  # which would wait for ever
+            raise ValueError("it is no file")
         with open(path, **utils.TABLE) as file:
             reader = csv.DictReader(file)
-            if reader.fieldnames != [
-                name for name in COLUMNS if name not in HOLE + HASHES or name in reader.fieldnames
-            ]:
+            columns = reader.fieldnames or []
+            if columns != [name for name in COLUMNS if name not in HOLE + HASHES or name in columns]:
                 raise ValueError("other columns")
             for row in reader:
                 row = dict.fromkeys(HOLE + HASHES, "") | row

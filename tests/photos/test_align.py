@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import cli
 
@@ -269,6 +270,13 @@ def test_an_odd_row_of_the_record_is_one_line(out, run_here, refused, cells, wor
     with open(out / "align.csv", "a") as file:
         file.write("a,b.png,aligned,0,,,,,,,,,,,,,,,64,largest,outerEyesAndNose,a cell too many\n")
     assert "out/align.csv: not a record of align.py's (an odd row, of a); choose" in refused("in", "out")
+
+
+@pytest.mark.parametrize("make, why", [(Path.touch, "other columns"), (os.mkfifo, "it is no file")])
+def test_a_record_that_holds_nothing_is_one_line(out, refused, make, why):
+    (out / "align.csv").unlink()
+    make(out / "align.csv")
+    assert f"out/align.csv: not a record of align.py's ({why}); choose another OUTPUT" in refused("in", "out")
 
 
 def test_nothing_goes_through_a_link(tmp_path, out, run_here, refused, save_image):
