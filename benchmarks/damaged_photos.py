@@ -26,7 +26,7 @@ import numpy as np
 
 import utils
 from completion import metrics, patchmatch
-from photos import detection, geometry, record, restoring
+from photos import detection, filling, geometry, record
 
 HOLES = ["strokes", "stain", "lower third", "half"]
 METHODS = {
@@ -121,7 +121,7 @@ def misplaced(crop, landmarks):
 def scores(pixels, truth, hidden, shape, describe):
     """PSNR, SSIM, sharpness, identity and edge of a mended photo."""
     assert not (pixels != truth).any(-1)[~hidden].any()
-    part = restoring.surrounding(hidden, 16)
+    part = filling.surrounding(hidden, 16)
     triple = pixels[part], truth[part], hidden[part]
     values = [measure(*triple) for measure in (metrics.psnr, metrics.ssim, metrics.sharpness)]
     values.append(np.linalg.norm(describe(pixels, shape) - describe(truth, shape)))

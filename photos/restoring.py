@@ -1,8 +1,7 @@
-"""Completed crops go back into their photos: enlarged, joined without a seam, and with the photo's grain."""
+"""Completed crops go back into their photos: which are repaired, written and copied, and how many."""
 
 import collections
 import contextlib
-import functools
 import shutil
 import sys
 from typing import NamedTuple
@@ -10,179 +9,14 @@ from typing import NamedTuple
 import cli
 
 import numpy as np
-import scipy.ndimage
 from PIL import Image
 
 import utils
-from completion import compositing, masks, patchmatch
-from photos import geometry, reading, record
+from completion import masks
+from photos import filling, geometry, reading, record
 
-MARGIN = 128  # pixels of a photo that are looked at around its hole; half the hole's longer side where that is more
 OTHER = 16  # grey levels, the mean difference from which a photo is another one
 BESIDE = "filled beside the face only"
-SQUARE, CLEAN = 8, 0.7  # pixels of a side, grey levels: where grain is measured, and what is too little to see
-
-# 64ths of a crop: how far the photo's texture reaches into a face, below which size it is texture, and how far a face
-# reaches beyond its outline and then fades
-REACH, TEXTURE, BEYOND, FADE = 2, 0.6, 2, 3
-
-
-def into_photo(photo, hidden, crops, matrices, seed=0, void=None, texture=None, at_once=patchmatch.HOLE):
-    """Fill the hole of a whole photo from its completed faces, and what lies beside them by PatchMatch.
-
-    photo: uint8 (H, W, C); what it holds where boolean (H, W) `hidden` is ignored, and nothing else changes. void: what
-    is transparent and stays so, boolean (H, W), which is ignored as well. crops: completed faces, uint8 (size, size, C)
-    each; matrices: (2, 3), from photo to crop pixels (x, y, 1). Where faces overlap, a pixel comes from the one in
-    whose middle it lies most. Each is enlarged to the photo's resolution and joined without a seam (`harmonic`). Beyond
-    its outline it fades into what PatchMatch copies from the rest of the photo, near known pixels it takes the fine
-    detail of that, and further inside the photo's grain (`seed` decides it). Returns the photo, how many pixels of the
-    hole lie in no crop, and what PatchMatch made: as `texture` it serves other crops for the same hole. at_once: see
-    `patchmatch.fill`.
-    """
-    import cv2
-
-    result = photo.copy()
-    if not hidden.any():
-        return result, 0, texture
-    part = around(hidden)  # all work is done in the part of the photo around the hole
-    photo, hidden = photo[part], hidden[part]
-    known = ~hidden if void is None else ~(hidden | void[part])
-    noise = grain(photo, ~known, seed)
-    filled, inside, near, faces = photo.astype(np.float64), *np.zeros((2, *hidden.shape, 1)), []
-    distance = cv2.distanceTransform(hidden.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[..., None]
-    matrices = [matrix @ geometry.resize_matrix(1, (part[1].start, part[0].start)) for matrix in matrices]
-    owners = owner_of_pixels(hidden, matrices, [len(crop) for crop in crops])
-    done = known.copy()
-    for number, (crop, matrix) in enumerate(zip(crops, matrices, strict=True)):
-        if not (owners == number).any():
-            continue
-        box = surrounding(owners == number, 1)  # one more, as that is what the face is joined to
-        own = owners[box] == number
-        matrix = matrix @ geometry.resize_matrix(1, (box[1].start, box[0].start))
-        face, depth = (enlarged(x, matrix, own.shape) for x in (crop, outline(len(crop))))
-        error = np.where(done[box][..., None], filled[box] - face, 0.0)
-        filled[box][own] = (face + compositing.harmonic(error, own, done[box]))[own]
-        unit = len(crop) / 64 * abs(np.linalg.det(matrix[:, :2])) ** -0.5
-        inside[box][own] = smoothstep((depth[own] + BEYOND) / FADE)
-        near[box][own] = np.clip(2 - distance[box][own] / (REACH * unit), 0, 1)
-        faces.append((box, own[..., None], unit))
-        done[box] |= own
-    if texture is None:
-        unsure = hidden & ((inside < 1) | (near > 0))[..., 0]
-        texture = patchmatch.fill(utils.to_bytes(filled), unsure, known | (hidden & ~unsure), at_once)
-    filled = inside * filled + (1 - inside) * texture
-    for box, own, unit in faces:
-        error = np.where(own, texture[box] - filled[box], 0.0)
-        filled[box] += near[box] * (error - smoothed(error, own, TEXTURE * unit))
-    filled += np.sqrt(1 - near**2) * inside * noise
-    result[part][hidden] = utils.to_bytes(filled)[hidden]
-    return result, int((owners < 0)[hidden].sum()), texture
-
-
-def smoothstep(values):
-    """From 0 at 0 and below to 1 at 1 and above."""
-    values = np.clip(values, 0, 1)
-    return values**2 * (3 - 2 * values)
-
-
-@functools.cache
-def outline(size):
-    """How deep in the face each pixel of a crop lies, in 64ths of it, below 0 beside it: float32 (size, size, 1).
-
-    The outline is the mean face's jaw, and the crop's border.
-    """
-    import cv2
-
-    jaw = size * geometry.MINMAX_TEMPLATE[:17]
-    open_above = np.concatenate([jaw, [[jaw[-1, 0], -size], [jaw[0, 0], -size]]]).astype(np.float32)
-    depth = [[cv2.pointPolygonTest(open_above, (x, y), True) for x in range(size)] for y in range(size)]
-    y, x = np.indices((size, size)) + 0.5
-    border = np.minimum(np.minimum(x, size - x), np.minimum(y, size - y))
-    return (np.minimum(depth, border - BEYOND * size / 64) * 64 / size)[..., None].astype(np.float32)
-
-
-def smoothed(values, where, sigma):
-    """float64 (H, W, C) after heat has flown for as long as a Gaussian of `sigma` takes; it is 0 outside of `where`."""
-    import cv2
-
-    shrink = max(1, int(sigma / 2))  # what is left is as smooth
-    size = [-(-side // shrink) for side in values.shape[1::-1]]
-    inner, small = (cv2.resize(x.astype(np.float32), size, interpolation=cv2.INTER_AREA) for x in (where, values))
-    for _ in range(16):
-        small = inner[..., None] * cv2.GaussianBlur(small, (0, 0), sigma / shrink / 4).reshape(*inner.shape, -1)
-    return where * cv2.resize(small, values.shape[1::-1]).reshape(values.shape)
-
-
-def around(hidden):
-    """The part of a photo that `into_photo` looks at: slices."""
-    height, width = (side.stop - side.start for side in surrounding(hidden, 0))
-    return surrounding(hidden, max(MARGIN, max(height, width) // 2))
-
-
-def surrounding(hidden, margin):
-    """The slices of the smallest rectangle that holds all of boolean (H, W) `hidden` and `margin` pixels around it."""
-    spans = [np.flatnonzero(hidden.any(axis)) for axis in (1, 0)]
-    return tuple(slice(max(0, int(span[0]) - margin), int(span[-1]) + 1 + margin) for span in spans)
-
-
-def owner_of_pixels(hidden, matrices, sizes):
-    """Which face each hidden pixel is filled from, (H, W): a number, or -1 where none reaches."""
-    y, x = np.nonzero(hidden)
-    owner, nearest = np.full(len(x), -1), np.full(len(x), 1.0)
-    for number, (matrix, size) in enumerate(zip(matrices, sizes, strict=True)):
-        place = np.stack([x, y], -1) @ matrix[:, :2].T + matrix[:, 2]
-        distance = np.abs((place + 0.5) / size - 0.5).max(1) * 2  # 1 at the crop's border
-        owner[distance < nearest] = number
-        nearest = np.minimum(nearest, distance)
-    owners = np.full(hidden.shape, -1)
-    owners[y, x] = owner
-    return owners
-
-
-def enlarged(crop, matrix, shape):
-    """A crop (size, size, C) where it lies in a photo of `shape` (H, W): float64 (H, W, C), repeated at its borders."""
-    import cv2
-
-    shrink = abs(np.linalg.det(matrix[:, :2])) ** 0.5  # crop pixels for each of the photo's
-    crop = crop.astype(np.float32)
-    if shrink > 1:
-        crop = scipy.ndimage.gaussian_filter(crop, (shrink / 2, shrink / 2, 0))
-    options = dict(flags=cv2.INTER_CUBIC | cv2.WARP_INVERSE_MAP, borderMode=cv2.BORDER_REPLICATE)
-    return cv2.warpAffine(crop, matrix, shape[::-1], **options).reshape(*shape, -1).astype(np.float64)
-
-
-def grain(photo, hidden, seed):
-    """Noise like that of a photo around its hole: float64 (H, W, C), zeros where the photo is clean.
-
-    What is beyond a curve of light is measured in squares of 8 x 8 known pixels; the flattest quarter of them shows
-    noise and little else. Noise of that strength, and as alike between neighbours and channels, is drawn.
-    """
-    height, width = (side - side % SQUARE for side in hidden.shape)
-    squares = photo[:height, :width].astype(np.float64)
-    squares = squares.reshape(height // SQUARE, SQUARE, width // SQUARE, SQUARE, photo.shape[2]).swapaxes(1, 2)
-    squares = squares.reshape(height * width // SQUARE**2, SQUARE, SQUARE, photo.shape[2])
-    whole = ~hidden[:height, :width].reshape(height // SQUARE, SQUARE, width // SQUARE, SQUARE).any((1, 3)).ravel()
-    clipped = ((squares <= 2) | (squares >= 253)).any((1, 2, 3))
-    squares = squares[whole & ~clipped]
-    if len(squares) < 4:
-        return np.zeros(photo.shape)
-    y, x = np.indices((SQUARE, SQUARE)).reshape(2, -1)
-    curves = np.linalg.qr(np.stack([x**0, x, y, x * x, x * y, y * y], 1).astype(np.float64))[0]
-    noise = squares.reshape(len(squares), -1, photo.shape[2])
-    noise = noise - curves @ (curves.T @ noise)
-    strengths = (noise**2).mean((1, 2))
-    noise = noise[strengths <= np.quantile(strengths, 0.25)]
-    covariance = np.einsum("npc,npd->cd", noise, noise) / len(noise) / (SQUARE**2 - 6)
-    if np.trace(covariance) / len(covariance) < CLEAN**2:
-        return np.zeros(photo.shape)
-    noise = noise.reshape(-1, SQUARE, SQUARE, photo.shape[2])
-    alike = [(noise[:, 1:] * noise[:, :-1]).mean(), (noise[:, :, 1:] * noise[:, :, :-1]).mean()]
-    alike = np.clip(np.mean(alike) / (noise**2).mean(), 0, 0.6)  # of neighbours; those of white noise are not
-    side = (1 - np.sqrt(1 - 2 * alike**2)) / (2 * alike) if alike > 1e-3 else 0  # [side, 1, side] makes it so
-    drawn = np.random.default_rng(seed).standard_normal(photo.shape)
-    for axis in (0, 1):
-        drawn = scipy.ndimage.convolve1d(drawn, np.array([side, 1, side]) / np.sqrt(1 + 2 * side**2), axis)
-    return drawn @ np.linalg.cholesky(covariance + 1e-9 * np.eye(len(covariance))).T
 
 
 class Part(NamedTuple):
@@ -236,14 +70,14 @@ def put_back(path, photo, hidden, parts, sample, seed, texture=None):
 
     It has the photo's own size. Nothing else changes: a grey photo stays grey, what else is transparent stays so, and
     its colour profile and EXIF data stay. What cannot stay is reported. Returns the share of the hole that lies in no
-    crop, and the texture (see `into_photo`). Raises UserError if `path` can't be written.
+    crop, and the texture (see `filling.into_photo`). Raises UserError if `path` can't be written.
     """
     grey = photo.pixels.shape[2] == 1
     crops = [reading.to_pixels(utils.to_picture(part.completed[sample]), grey) for part in parts]
     own = photo.alpha if parts and not parts[0].crop.mask_file else photo.cut_out
     void = None if own is None else (own < 255) & ~hidden
     matrices = [part.matrix() for part in parts]
-    filled, outside, texture = into_photo(photo.pixels, hidden, crops, matrices, seed, void, texture)
+    filled, outside, texture = filling.into_photo(photo.pixels, hidden, crops, matrices, seed, void, texture)
     picture = utils.to_picture(filled)
     if void is not None and void.any():
         picture.putalpha(Image.fromarray(np.where(void, own, np.uint8(255))))

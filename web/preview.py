@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 import utils
-from photos import geometry, restoring
+from photos import filling, geometry
 from web import session
 
 MARGIN = 32  # pixels of the photo that are looked at around a hole
@@ -51,7 +51,7 @@ def previewer(photo, edit):
         crops = [] if generated is None else session.blended_crops(photo, edit, generated, completer)
         matrices = [matrix @ to_photo for matrix in edit.matrices[: len(crops)]]
         texture = textures.get(len(crops))
-        filled, _, textures[len(crops)] = restoring.into_photo(
+        filled, _, textures[len(crops)] = filling.into_photo(
             small, hidden, crops, matrices, texture=texture, at_once=TEXTURE
         )
         return cut_out(filled, hole > 0)

@@ -23,7 +23,7 @@ from PIL import Image
 
 import utils
 from completion import masks
-from photos import detection, geometry, occlusion, reading, restoring
+from photos import detection, filling, geometry, occlusion, reading
 
 FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"]
 # of a photo: bytes and pixels at most, pixels of a side at least, the longer side by the shorter at most
@@ -120,13 +120,13 @@ class Edit(NamedTuple):
 
     layers: list  # of `Layer`: what was filled before, the latest at the end
     part: tuple  # of the photo: the smallest that holds the hole
-    surroundings: tuple  # of the photo: all that is hidden, and what `restoring.into_photo` reads around it
+    surroundings: tuple  # of the photo: all that is hidden, and what `filling.into_photo` reads around it
     hole: np.ndarray  # boolean (h, w), of `part`
     answers: list  # of pairs z (N, z_dim) and G(z), or None where no face is
     matrices: list = []  # (2, 3) for each face, from the photo's pixels to the crop's
     images: np.ndarray = np.zeros(0)  # (N, size, size, C) in [-1, 1]
     holes: masks.Holes | None = None  # of these
-    texture: list = []  # once an answer was looked at: what is beside the faces, see `restoring.into_photo`
+    texture: list = []  # once an answer was looked at: what is beside the faces, see `filling.into_photo`
 
 
 def overlap(one, other):
@@ -166,8 +166,8 @@ def start_edit(photo, strokes, layers=()):
     hidden = hole | composite(photo, layers, WHOLE)[1]
     if hidden.all():
         raise cli.UserError("All of the photo is painted over: leave something of it.")
-    part = restoring.surrounding(hole, 0)
-    return Edit(list(layers), part, restoring.around(hidden), hole[part].copy(), [], texture=[])
+    part = filling.surrounding(hole, 0)
+    return Edit(list(layers), part, filling.around(hidden), hole[part].copy(), [], texture=[])
 
 
 def with_faces(photo, edit, faces, completer, detector, marked=()):
@@ -282,7 +282,7 @@ def render(photo, edit, answer, detail, completer):
 
     def fill(number, detail=None, texture=None):
         crops = blended_crops(photo, edit, edit.answers[number][1], completer, detail) if matrices else []
-        return restoring.into_photo(pixels, hidden, crops, matrices, number, texture=texture)
+        return filling.into_photo(pixels, hidden, crops, matrices, number, texture=texture)
 
     with TEXTURING:
         if not edit.texture:  # the first answer's serves all others, as with --samples

@@ -386,14 +386,14 @@ def test_all_faces_of_a_photo_are_filled(tmp_path, damaged, landmarks, trained):
 
 LARGE = """
 import resource, numpy as np
-from photos import restoring
+from photos import filling
 photo = np.full((3000, 4000, 3), 90, np.uint8)
 hidden = np.zeros(photo.shape[:2], bool)
 hidden[1200:1800, 1700:2300] = True
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 crop = np.full((64, 64, 3), 120, np.uint8)
 matrix = np.array([[0.08, 0, -128.0], [0, 0.08, -88.0]])
-filled, outside, _ = restoring.into_photo(photo, hidden, [crop], [matrix])
+filled, outside, _ = filling.into_photo(photo, hidden, [crop], [matrix])
 print(outside, abs(filled.astype(int) - 90).max(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 

@@ -15,7 +15,7 @@ from conftest import one_line, run
 from PIL import Image, ImageCms, PngImagePlugin
 
 from completion import compositing, masks
-from photos import geometry, reading, record, restoring
+from photos import filling, geometry, reading, record, restoring
 
 RNG = np.random.default_rng(0)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -61,12 +61,12 @@ def test_a_true_crop_makes_the_photo_whole(channels):
     hidden = np.zeros((200, 220), bool)
     hidden[60:120, 70:130] = True
     damaged = np.where(hidden[..., None], 255, photo).astype(np.uint8)
-    filled, outside, _ = restoring.into_photo(damaged, hidden, [cut(photo, MATRIX)], [MATRIX])
+    filled, outside, _ = filling.into_photo(damaged, hidden, [cut(photo, MATRIX)], [MATRIX])
     assert outside == 0 and filled.shape == photo.shape
     np.testing.assert_array_equal(filled[~hidden], photo[~hidden])
     assert np.abs(filled.astype(int) - photo)[hidden].mean() < 1.5
     other = np.where(hidden[..., None], RNG.integers(0, 256, photo.shape), photo).astype(np.uint8)
-    np.testing.assert_array_equal(restoring.into_photo(other, hidden, [cut(photo, MATRIX)], [MATRIX])[0], filled)
+    np.testing.assert_array_equal(filling.into_photo(other, hidden, [cut(photo, MATRIX)], [MATRIX])[0], filled)
 
 
 def test_light_of_another_strength_is_joined_without_a_seam():
@@ -74,7 +74,7 @@ def test_light_of_another_strength_is_joined_without_a_seam():
     hidden = np.zeros((200, 220), bool)
     hidden[60:120, 70:130] = True
     darker = np.clip(cut(photo, MATRIX).astype(int) - 25, 0, 255).astype(np.uint8)
-    filled, *_ = restoring.into_photo(photo, hidden, [darker], [MATRIX])
+    filled, *_ = filling.into_photo(photo, hidden, [darker], [MATRIX])
     assert np.abs(filled.astype(int) - photo)[hidden].mean() < 2.5
 
 
@@ -83,10 +83,10 @@ def test_what_lies_in_no_face_is_copied_and_counted():
     hidden = np.zeros((200, 220), bool)
     hidden[60:120, 70:130] = True
     hidden[150:190, 195:215] = True  # MATRIX leads it beyond the crop
-    filled, outside, _ = restoring.into_photo(photo, hidden, [np.full((64, 64, 3), 10, np.uint8)], [MATRIX])
+    filled, outside, _ = filling.into_photo(photo, hidden, [np.full((64, 64, 3), 10, np.uint8)], [MATRIX])
     assert outside == 40 * 20
     np.testing.assert_array_equal(filled[150:190, 195:215], 90)
-    filled, outside, _ = restoring.into_photo(photo, hidden, [], [])
+    filled, outside, _ = filling.into_photo(photo, hidden, [], [])
     assert outside == hidden.sum() and (filled == photo).all()
 
 
@@ -95,8 +95,8 @@ def test_what_is_beside_the_faces_is_the_same_for_all_samples():
     hidden = np.zeros((200, 220), bool)
     hidden[90:120, 120:215] = True  # the crop ends at about x = 175
     crops = [cut(photo, MATRIX), np.clip(cut(photo, MATRIX) + rng.normal(0, 20, (64, 64, 3)), 0, 255).astype(np.uint8)]
-    first, _, texture = restoring.into_photo(photo, hidden, crops[:1], [MATRIX])
-    second, *_ = restoring.into_photo(photo, hidden, crops[1:], [MATRIX], seed=1, texture=texture)
+    first, _, texture = filling.into_photo(photo, hidden, crops[:1], [MATRIX])
+    second, *_ = filling.into_photo(photo, hidden, crops[1:], [MATRIX], seed=1, texture=texture)
     beside = hidden & (np.indices(hidden.shape)[1] > 185)
     np.testing.assert_array_equal(first[beside], second[beside])
     assert (first != second)[:, :160].any()
@@ -108,7 +108,7 @@ def test_there_and_back_within_a_tenth_of_a_pixel():
     for place in RNG.uniform([70, 75], [130, 130], (20, 2)):  # well inside of the crop
         blob = np.exp(-((np.stack([x, y], -1) - place) ** 2).sum(-1) / 2 / 6**2)
         crop = cut((255 * blob).astype(np.float32)[..., None], MATRIX)
-        back = np.clip(restoring.enlarged(crop, MATRIX, (200, 220))[..., 0], 0, None)
+        back = np.clip(filling.enlarged(crop, MATRIX, (200, 220))[..., 0], 0, None)
         found = [(back * axis).sum() / back.sum() for axis in (x, y)]
         np.testing.assert_allclose(found, place, atol=0.1)
 
@@ -117,7 +117,7 @@ def test_a_hole_across_the_crops_border_has_no_seam_there():
     photo = smooth((200, 220, 3), 25)
     hidden = np.zeros((200, 220), bool)
     hidden[90:120, 120:215] = True  # the crop ends at about x = 175
-    filled, outside, _ = restoring.into_photo(photo, hidden, [cut(photo, MATRIX)], [MATRIX])
+    filled, outside, _ = filling.into_photo(photo, hidden, [cut(photo, MATRIX)], [MATRIX])
     assert 0 < outside < hidden.sum()
     np.testing.assert_array_equal(filled[~hidden], photo[~hidden])
     steps = np.abs(np.diff(filled.astype(int), axis=1))
@@ -135,7 +135,7 @@ def test_a_face_at_the_photos_border_gets_no_black_edge():
     completed = np.where(crop[..., 3:] == 255, crop[..., :3], 150).astype(np.uint8)
     hidden = np.zeros((200, 220), bool)
     hidden[:60, :60] = True
-    filled, outside, _ = restoring.into_photo(photo, hidden, [completed], [shift])
+    filled, outside, _ = filling.into_photo(photo, hidden, [completed], [shift])
     assert outside == 0
     np.testing.assert_allclose(filled, photo, atol=1)
 
@@ -143,7 +143,7 @@ def test_a_face_at_the_photos_border_gets_no_black_edge():
 def test_of_two_faces_the_nearer_one_fills():
     shift = MATRIX + [[0, 0, -20], [0, 0, 0]]
     hidden = np.ones((200, 220), bool)
-    owners = restoring.owner_of_pixels(hidden, [MATRIX, shift], [64, 64])
+    owners = filling.owner_of_pixels(hidden, [MATRIX, shift], [64, 64])
     y, x = np.indices(hidden.shape)
     for (i, j), owner in {(100, 90): 0, (100, 160): 1}.items():
         assert owners[i, j] == owner
@@ -158,10 +158,10 @@ def test_grain_is_that_of_the_photo():
     hidden = np.zeros((160, 160), bool)
     hidden[50:110, 50:110] = True
     photo = np.clip(clean + noise, 0, 255).round().astype(np.uint8)
-    drawn = restoring.grain(photo, hidden, 0)
+    drawn = filling.grain(photo, hidden, 0)
     np.testing.assert_allclose(np.cov(drawn.reshape(-1, 3).T), [[9, 4, 4], [4, 9, 4], [4, 4, 9]], atol=2.5)
-    np.testing.assert_array_equal(drawn, restoring.grain(photo, hidden, 0))
-    assert not restoring.grain(clean.round().astype(np.uint8), hidden, 0).any()
+    np.testing.assert_array_equal(drawn, filling.grain(photo, hidden, 0))
+    assert not filling.grain(clean.round().astype(np.uint8), hidden, 0).any()
 
 
 def write_row(folder, source, size=64, matrix=MATRIX, output="face.png", mask=""):

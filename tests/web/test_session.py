@@ -15,7 +15,7 @@ from PIL import Image, ImageCms
 import checkpoint
 import utils
 from completion import search
-from photos import detection, geometry, reading, restoring
+from photos import detection, filling, geometry, reading
 from web import preview, session
 
 PORTRAIT = skimage.data.astronaut()[:300, 80:380]
@@ -148,7 +148,7 @@ def test_without_a_face_the_hole_is_filled_from_the_photo(start, completer):
     photo = opened(skimage.data.coffee()[:200, :200])
     edit = find(start(photo), completer)
     assert not edit.matrices and len(edit.answers) == 1
-    expected, *_ = restoring.into_photo(photo.pixels, session.painted(STROKES, photo), [], [], 0)
+    expected, *_ = filling.into_photo(photo.pixels, session.painted(STROKES, photo), [], [], 0)
     np.testing.assert_array_equal(composite(photo, edit, 0, 0.75, completer), expected)
 
 
