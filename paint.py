@@ -6,6 +6,8 @@
 """
 
 import argparse
+import logging
+import os
 import secrets
 import socket
 import sys
@@ -15,7 +17,7 @@ import cli
 import uvicorn
 
 import checkpoint
-from web import app
+from web import app, security
 
 LOCAL = ["127.0.0.1", "localhost", "::1"]
 
@@ -24,6 +26,7 @@ class Server(uvicorn.Server):
     """uvicorn's server waits for the streams to end before it stops, so this one ends them first."""
 
     def handle_exit(self, sig, frame):
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)  # of what it cancels then
         self.config.site.close()
         super().handle_exit(sig, frame)
 
@@ -57,11 +60,14 @@ def serve(args):
     asgi = app.make_app(site, hosts, token, f"paint-{port}")
     link = f"http://{name}:{port}/{f'?token={token}' if token else ''}"
     print(f"model: {directory}\nopen {link}   (Ctrl-C stops)", flush=True)
-    config = uvicorn.Config(
-        asgi, log_level="error", access_log=False, server_header=False, ws="none", timeout_graceful_shutdown=3
-    )
+    options = dict(log_level="error", access_log=False, server_header=False, timeout_graceful_shutdown=1, backlog=32)
+    config = uvicorn.Config(asgi, http=security.Connection, ws="none", **options)
     config.site = site
-    Server(config).run(sockets=[listening])
+    try:
+        Server(config).run(sockets=[listening])
+    except KeyboardInterrupt:
+        print("paint.py: stopped", file=sys.stderr, flush=True)
+        os._exit(130)  # threads that still load or search have nothing to save
 
 
 def main():

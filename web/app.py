@@ -7,7 +7,10 @@ the page does. Who may ask: see `security`.
 import asyncio
 import concurrent.futures
 import contextlib
+import functools
 import json
+import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -34,17 +37,23 @@ class Site:
     def __init__(self, directory):
         """directory: of the model."""
         self.pages, self.searches = {}, queue.Searches(directory)
-        self.threads, self.uploads = concurrent.futures.ThreadPoolExecutor(2), asyncio.Semaphore(4)
+        self.threads, self.bodies = concurrent.futures.ThreadPoolExecutor(2), requests.Bodies()
 
     @contextlib.asynccontextmanager
     async def running(self, app):
-        """What the server does beside answering: load the model, drop unused photos."""
-        tasks = [asyncio.create_task(work) for work in (self.searches.load(self.pages), self.drop_unused())]
-        yield
-        self.close()
-        for task in tasks:
-            task.cancel()
-        self.searches.thread.shutdown(cancel_futures=True)
+        """What the server does beside answering: load the model, drop unused photos; it ends without waiting."""
+        asyncio.get_running_loop().set_exception_handler(report_fault)
+        with tempfile.TemporaryDirectory(
+            ignore_cleanup_errors=True
+        ) as tempfile.tempdir:  # TensorFlow's code goes there
+            tasks = [asyncio.create_task(work) for work in (self.searches.load(self.pages), self.drop_unused())]
+            yield
+            self.close()
+            for task in tasks:
+                task.cancel()
+            for threads in (self.searches.thread, self.threads):
+                threads.shutdown(wait=False, cancel_futures=True)
+        tempfile.tempdir = None
 
     def close(self):
         """Stop all searches and end all streams."""
@@ -86,22 +95,33 @@ class Site:
         return page
 
     def find_answer(self, page, asked):
-        """The edit, the number of the answer and the detail that `requests.parse_answer` names."""
-        edit = page.edits.get(asked["fill"])
+        """The edit, what shows it, and z and G(z) of the answer that `requests.parse_answer` names."""
+        edit, show = page.edits.get(asked["fill"], (None, None))
         if edit is None or asked["answer"] >= len(edit.answers):
             raise HTTPException(410, "This answer is no longer there: fill again.")
-        return edit, asked["answer"], asked["detail"]
+        return edit, show, *edit.answers[asked["answer"]]
 
     async def run(self, function, *args):
         """What a function returns that takes its time, without TensorFlow."""
         return await asyncio.get_running_loop().run_in_executor(self.threads, function, *args)
 
-    async def flatten(self, page, asked):
+    async def render(self, request, page, asked):
+        """The edit that `requests.parse_answer` names and what `session.render` makes of its answer.
+
+        A page has one rendering under way, and none for a request that was given up; it keeps the last.
+        """
+        edit, *_ = self.find_answer(page, asked)
+        photo, details = page.photo, (edit, asked["answer"], asked["detail"], self.searches.completer)
+        async with page.rendering:
+            if page.photo is not photo or await request.is_disconnected():
+                raise HTTPException(410, "This page was closed, or has another photo.")
+            if page.rendered[0] != asked:
+                page.rendered = asked, await self.run(session.render, photo, *details)
+            return edit, page.rendered[1]
+
+    async def flatten(self, request, page, asked):
         """The layers up to the answer that `requests.parse_answer` names; none where it is None."""
-        if asked is None:
-            return []
-        answer = self.find_answer(page, asked)
-        return await self.run(session.flatten, page.photo, *answer, self.searches.completer)
+        return session.layers_up_to(*await self.render(request, page, asked)) if asked else []
 
     async def events(self, request):
         """The stream of events: of a new page, or of one that lost its stream."""
@@ -142,13 +162,13 @@ class Site:
     async def upload(self, request):
         """Open the photo that is the request's body; answers its size and the outlines of its faces."""
         page = self.find_page(request, photo=False)
-        data = await requests.read_body(request, session.MAX_BYTES)
-        async with self.uploads:
+        async with self.bodies.read(request, session.MAX_BYTES) as data:
             await self.searches.ready.wait()
             if self.searches.detector is None:
                 raise HTTPException(503, self.searches.failure)
             photo = await self.run(session.open_photo, data)
-            faces = await self.run(session.find_faces, photo, self.searches.detector)
+        page.events.put_nowait(dict(opened=True))
+        faces = await self.run(session.find_faces, photo, self.searches.detector)
         if page.id not in self.pages:
             raise HTTPException(410, "This page was closed.")
         page.open(photo, faces)
@@ -161,15 +181,18 @@ class Site:
 
     async def photo(self, request):
         """The photo as it was opened."""
-        return await self.run(picture_response, preview.as_picture, self.find_page(request).photo)
+        photo = self.find_page(request).photo
+        return await self.run(picture_response, photo, preview.as_picture, photo)
 
     async def transparent(self, request):
         """What is transparent in the photo, opaque."""
-        return await self.run(picture_response, preview.transparency, self.find_page(request).photo)
+        photo = self.find_page(request).photo
+        return await self.run(picture_response, photo, preview.transparency, photo)
 
     async def fill(self, request):
         """Queue the search that fills what is painted; answers its number."""
-        asked = await requests.parse_fill(request)
+        async with self.bodies.read(request, requests.JSON_BYTES) as data:
+            asked = requests.parse_fill(data)
         page = self.find_page(request)
         if page.job:
             raise HTTPException(409, "A search is running: stop it first.")
@@ -178,9 +201,8 @@ class Site:
         job = page.job = queue.Job(page, asked["marked"])
         try:
             if asked["near"]:
-                near, answer, _ = self.find_answer(page, asked["near"])
-                job.near = near.answers[answer][0]
-            layers = await self.flatten(page, asked["base"])
+                *_, job.near, _ = self.find_answer(page, asked["near"])
+            layers = await self.flatten(request, page, asked["base"])
             job.edit = await self.run(session.start_edit, job.photo, asked["strokes"], layers)
         except BaseException:
             page.job = None
@@ -196,14 +218,26 @@ class Site:
     async def patch(self, request):
         """The hole as one of the answers fills it: a picture of the rectangle around it that is empty beside it."""
         page = self.find_page(request)
-        answer = self.find_answer(page, requests.parse_query(request))
-        return await self.run(picture_response, preview.patch, page.photo, *answer, self.searches.completer)
+        edit, rendered = await self.render(request, page, requests.parse_query(request))
+        return await self.run(picture_response, page.photo, preview.cut_out, rendered, edit.hole)
+
+    async def quick_patch(self, request):
+        """The same in fewer pixels, which takes little time; the rectangle is that of the search's pictures."""
+        page, asked = self.find_page(request), requests.parse_query(request)
+        edit, show, _, generated = self.find_answer(page, asked)
+
+        def draw():
+            if generated is None:
+                return show(edit)
+            return show(edit, self.searches.completer.blend(edit.images, generated, edit.holes, asked["detail"]))
+
+        return await self.run(picture_response, page.photo, draw)
 
     async def save(self, request):
         """The whole photo with one of the answers, or as it was, as a PNG file."""
         page = self.find_page(request)
         photo, asked = page.photo, requests.parse_query(request) if request.query_params else None
-        layers = await self.flatten(page, asked)
+        layers = await self.flatten(request, page, asked)
         return Response(await self.run(session.save, photo, layers), media_type="image/png")
 
 
@@ -212,12 +246,23 @@ def encode_event(event):
     return f"data: {json.dumps(event)}\n\n"
 
 
-def picture_response(function, photo, *args):
-    """The response that shows the Pillow image that a function makes of a photo, in the photo's colours."""
-    picture = function(photo, *args)
+def picture_response(photo, function, *args):
+    """The response that shows the Pillow image that a function makes, in a photo's colours."""
+    picture = function(*args)
     if picture.mode == "RGBA":
         return Response(preview.encode(picture, "PNG", photo, compress_level=1), media_type="image/png")
     return Response(preview.encode(picture, "JPEG", photo, quality=95, subsampling=0), media_type="image/jpeg")
+
+
+def report_fault(loop, context):
+    """What asyncio finds wrong beside all requests, in a line, once."""
+    print_once(f"paint.py: {context['message']}: {context.get('exception')}")
+
+
+@functools.cache
+def print_once(line):
+    """Print a line on standard error, if it is a new one."""
+    print(line, file=sys.stderr)
 
 
 async def report_error(request, error):
@@ -232,6 +277,7 @@ def make_app(site, hosts=None, token=None, cookie="paint"):
     for name, handler, method in (
         ("photo", site.upload, "PUT"), ("photo", site.photo, "GET"), ("transparent", site.transparent, "GET"),
         ("fills", site.fill, "POST"), ("stop", site.stop, "POST"), ("patch", site.patch, "GET"),
+        ("preview", site.quick_patch, "GET"),
         ("mended", site.save, "GET"),
     ):  # fmt: skip
         routes.append(Route(f"/pages/{{page}}/{name}", handler, methods=[method]))

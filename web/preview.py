@@ -27,8 +27,8 @@ def corners(matrix, size):
 def previewer(photo, edit):
     """What shows an edit on its way in at most `PREVIEW` pixels: its rectangle, and a function.
 
-    The rectangle is left, top, width and height. The function takes the edit with its faces, what was generated for
-    them, or None, and the `Completer`, and returns a picture.
+    The rectangle is left, top, width and height. The function takes the edit with its faces and what they were
+    completed with, float (N, size, size, C), or None, and returns a picture; what is beside the faces it makes once.
     """
     import cv2
 
@@ -47,8 +47,8 @@ def previewer(photo, edit):
     small, hidden = pixels.reshape(*size[::-1], -1), hidden > 0
     textures = {}
 
-    def show(edit, generated, completer):
-        crops = [] if generated is None else session.blended_crops(photo, edit, generated, completer)
+    def show(edit, completed=None):
+        crops = [] if completed is None else session.to_crops(photo, completed)
         matrices = [matrix @ to_photo for matrix in edit.matrices[: len(crops)]]
         texture = textures.get(len(crops))
         filled, _, textures[len(crops)] = filling.into_photo(
@@ -64,11 +64,6 @@ def cut_out(pixels, shown):
     picture = utils.to_picture(np.where(shown[..., None], pixels, np.uint8(0))).convert("RGB")
     picture.putalpha(Image.fromarray(np.where(shown, np.uint8(255), np.uint8(0))))
     return picture
-
-
-def patch(photo, edit, answer, detail, completer):
-    """The hole as an answer fills it, as large as `edit.part`."""
-    return cut_out(session.render(photo, edit, answer, detail, completer), edit.hole)
 
 
 def as_picture(photo):

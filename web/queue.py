@@ -6,6 +6,7 @@ import concurrent.futures
 import contextlib
 import ctypes
 import dataclasses
+import itertools
 import secrets
 import sys
 import threading
@@ -18,7 +19,6 @@ from photos import detection
 from web import preview, session
 
 EDITS = 8  # of a photo that are kept, the latest
-FRAMES = 0.1  # seconds between two pictures of a search, at least
 PATIENCE = 3  # seconds that the model waits for a page to open first
 
 
@@ -37,11 +37,13 @@ class Page:
         self.searches = searches  # `Searches`
         self.id, self.events, self.streams = secrets.token_urlsafe(16), asyncio.Queue(), 0
         self.photo, self.faces, self.edits, self.job, self.used, self.jobs = None, [], {}, None, 0.0, 0
+        self.rendering, self.rendered = asyncio.Lock(), (None, None)  # one answer at a time; which, and its pixels
 
     def open(self, photo=None, faces=()):
         """Replace the photo by another one, or by none."""
         self.stop()
         self.photo, self.faces, self.edits, self.used = photo, faces, {}, time.monotonic()
+        self.rendered = None, None
         free_memory()
 
     def stop(self):
@@ -64,6 +66,7 @@ class Job:
         page.jobs += 1
         self.page, self.number, self.stop = page, page.jobs, threading.Event()
         self.photo, self.faces, self.marked, self.edit, self.near = page.photo, page.faces, marked, None, None
+        self.show = None  # of `preview.previewer`
 
     def report(self, **event):
         """Send its page an event."""
@@ -80,6 +83,7 @@ class Searches:
         self.thread = concurrent.futures.ThreadPoolExecutor(1)
         self.wanted, self.ready = asyncio.Event(), asyncio.Event()  # a page is open; faces can be detected
         self.detector = self.completer = self.failure = None
+        self.started, self.seconds = 0.0, 0.0  # when the search that runs began, and how long the last one took
 
     def add(self, job):
         """Queue a `Job`; the first of those that wait is searched."""
@@ -122,14 +126,17 @@ class Searches:
             return
         self.waiting.remove(job)
         job.page.job, job.page.used = None, time.monotonic()
+        if job.show and not job.stop.is_set():
+            self.seconds = time.monotonic() - self.started
         free_memory()
         job.report(done=True)
         self.report_places()
 
     def report_places(self):
-        """Report to all that wait how many are before them."""
+        """Report to all that wait how many are before them, and in how many seconds it may be their turn."""
+        left = self.seconds - (time.monotonic() - self.started)
         for before, job in enumerate(self.waiting[1:], 1):
-            job.report(before=before)
+            job.report(before=before, seconds=round(max(0, left) + (before - 1) * self.seconds))
 
     def search(self, job, loop):
         """Search one job's answers, and report all that comes to its page; runs in the thread that searches."""
@@ -137,30 +144,40 @@ class Searches:
         def report(**event):
             loop.call_soon_threadsafe(lambda: job.report(**event))
 
-        def report_frame(generated):
-            picture = preview.encode(show(edit, generated, self.completer), "WEBP", job.photo, quality=90, method=0)
+        def report_frame(edit, completed=None):
+            picture = preview.encode(job.show(edit, completed), "WEBP", job.photo, quality=90, method=0)
             report(frame=base64.b64encode(picture).decode(), box=box)
+
+        looks = itertools.count(1)
+
+        def before_look():
+            if job.stop.is_set():
+                raise session.Stopped
+            report(look=next(looks))
 
         if job.stop.is_set():  # before its turn
             return
+        self.started = time.monotonic()
         try:
-            edit, last = job.edit, 0.0
-            box, show = preview.previewer(job.photo, edit)
-            report_frame(None)
-            edit = session.with_faces(job.photo, edit, job.faces, self.completer, self.detector, job.marked)
+            box, job.show = preview.previewer(job.photo, job.edit)
+            report_frame(job.edit)
+            frontal = session.WatchedDetector(self.detector.frontal, before_look)
+            detector = self.detector._replace(frontal=frontal)
+            edit = session.with_faces(job.photo, job.edit, job.faces, self.completer, detector, job.marked)
             loop.call_soon_threadsafe(self.keep, job, edit)
             report(faces=[preview.corners(matrix, self.completer.dcgan.image_size) for matrix in edit.matrices])
             completer = dataclasses.replace(self.completer, seed=session.ANSWERS * (job.number - 1))
             near = job.near if job.near is not None and len(job.near) == len(edit.matrices) else None
             for number, state in session.find_answers(edit, completer, job.stop, near):
                 if state is None:
-                    report(answer=number, place=[side.start for side in edit.part[::-1]])
+                    report(answer=number, box=box, place=[side.start for side in edit.part[::-1]])
                     continue
                 losses = {name: float(getattr(state, name).sum()) for name in ("contextual", "perceptual", "total")}
                 report(iteration=state.iteration, iterations=state.iterations, number=number, **losses)
-                if not number and time.monotonic() - last > FRAMES:
-                    report_frame(state.generated)
-                    last = time.monotonic()
+                if not number:
+                    report_frame(edit, session.quick_blend(edit, state.generated, self.completer))
+        except session.Stopped:
+            pass
         except cli.UserError as error:
             report(failed=str(error))
         except Exception as error:  # the next search may succeed
@@ -168,8 +185,8 @@ class Searches:
             report(failed=f"The search failed: {cli.reason(error)}")
 
     def keep(self, job, edit):
-        """Keep an edit, and drop the oldest of too many."""
+        """Keep an edit and what shows it, and drop the oldest of too many."""
         if job.page.photo is job.photo:
-            job.page.edits[job.number] = edit
+            job.page.edits[job.number] = edit, job.show
             for number in sorted(job.page.edits)[:-EDITS]:
                 del job.page.edits[number]

@@ -1,5 +1,6 @@
 """What is asked of the server of paint.py: sizes, numbers and strokes are checked before they are used."""
 
+import asyncio
 import contextlib
 import json
 
@@ -11,23 +12,39 @@ from web import session
 
 BRUSH = 32767  # pixels, the widest line that OpenCV draws
 FACES = 20  # that are marked by hand, at most
+BODIES, UPLOAD, PAUSE = 2**28, 600, 20  # bytes in memory at once; seconds that a body takes, and a pause in it, at most
 JSON_BYTES, PAINT = 2**21, 10**10  # of what is painted: bytes, and points times the brush's area, at most
 
 
-async def read_body(request, limit):
-    """The body of a request; raises HTTPException if it is larger than `limit` bytes."""
-    large = HTTPException(413, f"This file is too large: {limit >> 20} MB at most.")
-    if int(request.headers.get("content-length", 0)) > limit:  # the web server has checked that it is a number
-        raise large
-    data = bytearray()
-    try:
-        async for chunk in request.stream():
-            data.extend(chunk)
-            if len(data) > limit:
-                raise large
-    except ClientDisconnect as error:
-        raise HTTPException(400, "The upload was broken off.") from error
-    return bytes(data)
+class Bodies:
+    """The bodies of requests that are in memory, `BODIES` bytes at most in all."""
+
+    def __init__(self):
+        self.size = 0
+
+    @contextlib.asynccontextmanager
+    async def read(self, request, limit):
+        """A request's body while it is needed; raises HTTPException if it is larger than `limit` bytes or slow."""
+        large = HTTPException(413, f"This file is too large: {limit >> 20} MB at most.")
+        if int(request.headers.get("content-length", 0)) > limit:  # the web server has checked that it is a number
+            raise large
+        data, stream = bytearray(), request.stream()
+        try:
+            async with asyncio.timeout(UPLOAD):
+                while chunk := await asyncio.wait_for(anext(stream, None), PAUSE):
+                    data.extend(chunk)
+                    self.size += len(chunk)
+                    if len(data) > limit:
+                        raise large
+                    if self.size > BODIES:
+                        raise HTTPException(503, "Too many photos are on their way: try again in a minute.")
+            yield data
+        except ClientDisconnect as error:
+            raise HTTPException(400, "The upload was broken off.") from error
+        except TimeoutError as error:
+            raise HTTPException(408, "The upload was too slow: try again.") from error
+        finally:
+            self.size -= len(data)
 
 
 @contextlib.contextmanager
@@ -77,10 +94,10 @@ def parse_query(request):
         return parse_answer({name: json.loads(text) for name, text in request.query_params.items()})
 
 
-async def parse_fill(request):
+def parse_fill(data):
     """What is to be filled, a dict: strokes, marked faces, and the answers that are its base and near it, or None."""
     with reported():
-        body = json.loads(await read_body(request, JSON_BYTES))
+        body = json.loads(data)
         strokes = [parse_stroke(stroke) for stroke in body["strokes"]]
         if sum(len(stroke.points) * stroke.size**2 for stroke in strokes) > PAINT:
             raise HTTPException(422, "That is too much paint at once: fill a part of it first.")

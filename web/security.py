@@ -1,11 +1,16 @@
-"""Who may ask the server of paint.py: the page that it has served itself, and nobody else."""
+"""Who may ask the server of paint.py: the page that it has served itself, and nobody else; and how slowly."""
 
 import hmac
+import resource
 
+import h11
 from starlette.datastructures import Headers, MutableHeaders, QueryParams
 from starlette.requests import cookie_parser
 from starlette.responses import RedirectResponse, Response
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
+HEADERS_SECONDS = 10  # that the headers of a request take, at most
+CONNECTIONS = min(400, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 3)
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -15,6 +20,26 @@ HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
+
+
+class Connection(H11Protocol):
+    """A connection that is closed where no request comes, and of too many the one that has waited longest for one."""
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        self.since, self.last = self.loop.time(), None
+        self.loop.call_later(HEADERS_SECONDS, self.close_if_idle)
+        if len(self.connections) > CONNECTIONS:
+            idle = [each for each in self.connections if each.conn.their_state is h11.IDLE]
+            min(idle, key=lambda each: each.since).transport.abort()
+
+    def close_if_idle(self):
+        """Close it if it has had no request since the last look."""
+        if self.conn.their_state is h11.IDLE and self.cycle is self.last:
+            self.transport.abort()
+        elif not self.transport.is_closing():
+            self.last = self.cycle
+            self.loop.call_later(HEADERS_SECONDS, self.close_if_idle)
 
 
 def restrict_access(app, hosts, token, cookie):

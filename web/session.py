@@ -14,6 +14,7 @@ import dataclasses
 import io
 import itertools
 import threading
+from collections.abc import Callable
 from typing import NamedTuple
 
 import cli
@@ -22,7 +23,7 @@ import numpy as np
 from PIL import Image
 
 import utils
-from completion import masks
+from completion import masks, prior
 from photos import detection, filling, geometry, occlusion, reading
 
 FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"]
@@ -33,7 +34,7 @@ OUTLINE_SIZE = 64  # pixels of the crops that are outlined; crops of all sizes h
 ANSWERS = 4
 WHOLE = np.s_[0 : 2**31, 0 : 2**31]  # the part that is all of a photo
 DETECTING = threading.Lock()  # dlib's detector serves one thread at a time
-TEXTURING = threading.Lock()  # of an edit, once
+INTERVAL = 4  # iterations between two looks at a search that starts from the encoder's z; each costs one and a half
 
 
 def load_completer(directory):
@@ -70,6 +71,8 @@ def open_photo(data):
         return reading.to_photo(image, io.BytesIO(data))
     except Exception as error:  # Pillow raises anything on a damaged file
         why = "it is no image, or damaged" if isinstance(error, OSError | SyntaxError) else error
+        if isinstance(error, Image.DecompressionBombError):
+            why = f"more than {MAX_PIXELS} pixels in all"
         raise cli.UserError(f"cannot be opened ({why}); choose a PNG, JPEG or WebP file") from error
 
 
@@ -126,7 +129,7 @@ class Edit(NamedTuple):
     matrices: list = []  # (2, 3) for each face, from the photo's pixels to the crop's
     images: np.ndarray = np.zeros(0)  # (N, size, size, C) in [-1, 1]
     holes: masks.Holes | None = None  # of these
-    texture: list = []  # once an answer was looked at: what is beside the faces, see `filling.into_photo`
+    texture: list = []  # once an answer was rendered: what is beside the faces, see `filling.into_photo`
 
 
 def overlap(one, other):
@@ -236,6 +239,17 @@ class Stopped(Exception):
     """A search was stopped."""
 
 
+class WatchedDetector(NamedTuple):
+    """dlib's detector of faces that calls a function before each look at a picture, which may raise `Stopped`."""
+
+    detector: object  # dlib.fhog_object_detector
+    before_look: Callable
+
+    def run(self, *args):
+        self.before_look()
+        return self.detector.run(*args)
+
+
 def find_answers(edit, completer, stop, near=None):
     """Search `ANSWERS` answers for the faces of an edit, which are added to `edit.answers`; yields all on the way.
 
@@ -252,8 +266,7 @@ def find_answers(edit, completer, stop, near=None):
         edit.answers.append((None, None))
         yield 0, None
         return
-    interval = 5 if near is None and completer.encoder is None else 1  # iterations between two states
-    settings = {"interval": interval} | completer.settings
+    settings = {"interval": INTERVAL} | completer.settings
     completer = dataclasses.replace(completer, blending="none", settings=settings)  # `render` blends what is looked at
     for number in range(ANSWERS):
         state = None
@@ -267,34 +280,53 @@ def find_answers(edit, completer, stop, near=None):
             return
 
 
-def blended_crops(photo, edit, generated, completer, detail=None):
-    """The completed crops of an edit's faces, in the photo's colours: uint8 (size, size, C) each."""
-    blended = completer.blend(edit.images, generated, edit.holes, detail)
+def quick_blend(edit, generated, completer):
+    """What was generated for an edit's faces, blended as far as that takes no time: for a look at it on the way."""
+    if completer.prior is None:
+        return generated
+    return prior.gaussian_blend(
+        edit.images, generated, edit.holes.masks, completer.prior, completer.detail, edit.holes.pool
+    )
+
+
+def to_crops(photo, images):
+    """Completed faces, float (N, size, size, C), in the photo's colours: uint8 (size, size, C) each."""
     grey = photo.pixels.shape[2] == 1
-    return [reading.to_pixels(utils.to_picture(crop), grey) for crop in utils.to_uint8(blended)]
+    return [reading.to_pixels(utils.to_picture(crop), grey) for crop in utils.to_uint8(images)]
 
 
 def render(photo, edit, answer, detail, completer):
-    """The part of the photo that holds the hole, uint8 (h, w, C), filled with one of the answers at some detail."""
+    """The part of the photo that holds the hole, uint8 (h, w, C), filled with one of the answers at some detail.
+
+    One at a time for each edit: the first makes the texture that serves them all, as with --samples.
+    """
     pixels, hidden = before(photo, edit, edit.surroundings)
     to_photo = geometry.resize_matrix(1, [side.start for side in edit.surroundings[::-1]])
     matrices = [matrix @ to_photo for matrix in edit.matrices]
 
-    def fill(number, detail=None, texture=None):
-        crops = blended_crops(photo, edit, edit.answers[number][1], completer, detail) if matrices else []
+    def fill(number, detail, texture):
+        crops = []
+        if matrices:
+            crops = to_crops(photo, completer.blend(edit.images, edit.answers[number][1], edit.holes, detail))
         return filling.into_photo(pixels, hidden, crops, matrices, number, texture=texture)
 
-    with TEXTURING:
-        if not edit.texture:  # the first answer's serves all others, as with --samples
-            edit.texture.append(fill(0)[-1])
-    filled, *_ = fill(answer, detail, *edit.texture)
+    texture = edit.texture[0] if edit.texture else None
+    if texture is None and (answer, detail) != (0, completer.detail):
+        texture = fill(0, completer.detail, None)[-1]
+    filled, _, texture = fill(answer, detail, texture)
+    edit.texture[:] = [texture]
     here, _ = overlap(edit.surroundings, edit.part)
     return np.where(edit.hole[..., None], filled[here], pixels[here])
 
 
 def flatten(photo, edit, answer, detail, completer):
     """The layers on which a later edit starts: all that was filled before, and one of this edit's answers."""
-    return [*edit.layers, Layer(edit.part, render(photo, edit, answer, detail, completer), edit.hole)]
+    return layers_up_to(edit, render(photo, edit, answer, detail, completer))
+
+
+def layers_up_to(edit, rendered):
+    """`flatten` of an answer that `render` has made."""
+    return [*edit.layers, Layer(edit.part, rendered, edit.hole)]
 
 
 def save(photo, layers=()):

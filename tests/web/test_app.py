@@ -17,7 +17,7 @@ import skimage.data
 from browser import PATIENCE
 from PIL import Image
 
-from web import app, queue, requests
+from web import app, queue, requests, security
 
 PORTRAIT = skimage.data.astronaut()[:300, 80:380]
 FILL = dict(strokes=[dict(points=[[100, 140], [150, 120], [180, 160]], size=12)])
@@ -113,9 +113,9 @@ def test_a_photo_is_opened_filled_and_saved(url):
         shown = np.asarray(Image.open(io.BytesIO(browser.ask("GET", "photo"))), float)
         assert np.abs(shown - PORTRAIT).mean() < 3
         number = browser.fill()
-        names = ("frame", "iteration", "answer", "faces", "done", "page", "ready")
+        names = ("frame", "iteration", "answer", "faces", "done", "page", "ready", "opened", "look")
         kinds = [next(name for name in names if name in event) for event in browser.said]
-        assert kinds.count("answer") == 4 and kinds.count("iteration") == 4 * 21
+        assert kinds.count("answer") == 4 and kinds.count("iteration") == 4 * 6
         assert kinds.index("frame") < kinds.index("faces") < kinds.index("iteration") < kinds.index("answer")
         losses = [event["total"] for event in browser.said if event.get("number") == 0]
         assert losses[-1] < losses[0]
@@ -123,11 +123,16 @@ def test_a_photo_is_opened_filled_and_saved(url):
         query = f"fill={number}&answer=1&detail=0.75"
         saved = np.asarray(Image.open(io.BytesIO(browser.ask("GET", f"mended?{query}"))))
         patch = Image.open(io.BytesIO(browser.ask("GET", f"patch?{query}")))
+        quick = Image.open(io.BytesIO(browser.ask("GET", f"preview?{query}")))
         left, top = next(event["place"] for event in browser.said if "answer" in event)
         laid = Image.fromarray(PORTRAIT)
         laid.paste(patch, (left, top), patch)
         np.testing.assert_array_equal(laid, saved)
         assert (saved != PORTRAIT).any(-1).sum() > 1000
+        box = next(event["box"] for event in browser.said if "answer" in event)
+        assert quick.size == tuple(box[2:])  # as the hole is small
+        apart = np.abs(np.asarray(patch, float) - np.asarray(quick.crop((32, 32, 32 + patch.width, 32 + patch.height))))
+        assert apart[np.asarray(patch)[..., 3] > 0].mean() < 8
 
         again = browser.fill(base=dict(fill=number, answer=1, detail=0.75), near=dict(fill=number, answer=0, detail=1))
         twice = np.asarray(Image.open(io.BytesIO(browser.ask("GET", f"mended?fill={again}&answer=0&detail=1"))))
@@ -367,3 +372,26 @@ def test_any_request_is_answered(url):
         browser.ask("POST", "stop")
         browser.ask("PUT", "photo", png(PORTRAIT))
         browser.fill()
+
+
+def test_slow_and_broken_connections_hinder_nobody(url):
+    host, port = urllib.parse.urlsplit(url).netloc.split(":")
+    with Browser(url).open() as browser, contextlib.ExitStack() as stack:
+        start = time.monotonic()
+        browser.ask("GET", "mended")
+        alone = time.monotonic() - start
+        head = (
+            f"PUT /pages/{browser.page}/photo HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 9999\r\n\r\n".encode()
+        )
+        lines = [stack.enter_context(socket.create_connection((host, port))) for _ in range(200)]
+        for number, line in enumerate(lines):
+            line.sendall([b"", b"GET / HTTP/1.1\r\nHo", head, head + b"abc", b"\x00\r\n\r\n"][number % 5])
+        start = time.monotonic()
+        browser.ask("GET", "mended")
+        assert time.monotonic() - start < alone + 1
+        browser.ask("PUT", "photo", png(PORTRAIT))
+        lines[0].settimeout(PATIENCE)
+        assert lines[0].recv(1) == b""  # its headers did not come
+        for _ in range(security.CONNECTIONS):
+            stack.enter_context(socket.create_connection((host, port)))
+        browser.ask("GET", "photo")

@@ -250,7 +250,8 @@ def test_a_preview_is_the_edit_in_fewer_pixels(start, completer):
     photo = opened(np.asarray(Image.fromarray(PORTRAIT).resize((900, 900))))
     edit = find(start(photo, [session.Stroke(3 * STROKES[0].points, 160.0)]), completer)
     (left, top, width, height), show = preview.previewer(photo, edit)
-    small = np.asarray(show(edit, edit.answers[0][1], completer), float)
+    generated = edit.answers[0][1]
+    small = np.asarray(show(edit, completer.blend(edit.images, generated, edit.holes)), float)
     assert max(small.shape) == preview.PREVIEW < max(width, height)
     whole = composite(photo, edit, 0, completer.detail, completer)
     part = Image.fromarray(whole[top : top + height, left : left + width]).resize(small.shape[1::-1], Image.BOX)
@@ -260,7 +261,9 @@ def test_a_preview_is_the_edit_in_fewer_pixels(start, completer):
     in_face = hidden & (np.abs(points @ edit.matrices[0].T - 32) < 20).all(-1)  # what is beside it is drawn anew
     assert in_face.mean() > 0.1 and np.abs(np.asarray(part, float) - small[..., :3])[in_face].mean() < 4
     assert not small[~hidden].any()
-    faceless = np.asarray(show(edit, None, completer), float)
+    quick = np.asarray(show(edit, session.quick_blend(edit, generated, completer)), float)
+    assert np.abs(quick - small)[in_face].mean() < 4
+    faceless = np.asarray(show(edit), float)
     assert np.abs(faceless - small)[in_face].mean() > 4
 
 
@@ -315,6 +318,6 @@ def test_a_slim_photo_is_filled(start, completer):
     photo = opened(np.random.default_rng(0).integers(0, 256, (40, 780, 3), np.uint8))
     edit = start(photo, [session.Stroke(np.array([[10.0, 20.0], [770.0, 20.0]]), 36.0)])
     _, show = preview.previewer(photo, edit)
-    assert np.asarray(show(edit, None, completer))[..., 3].any()
+    assert np.asarray(show(edit))[..., 3].any()
     find(edit, completer)
     assert (session.render(photo, edit, 0, 1, completer) != photo.pixels[edit.part]).any()
