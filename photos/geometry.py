@@ -28,6 +28,7 @@ TEMPLATE = np.array(
 ).reshape(68, 2)
 MINMAX_TEMPLATE = (TEMPLATE - TEMPLATE.min(0)) / (TEMPLATE.max(0) - TEMPLATE.min(0))
 LANDMARKS = {"innerEyesAndBottomLip": [39, 42, 57], "outerEyesAndNose": [36, 45, 33]}
+FLAT = 0.005  # what two sides between three landmarks span, by the sum of their squares, at least; 0.3 from the front
 
 
 def affine(landmarks, size, which="innerEyesAndBottomLip"):
@@ -104,8 +105,9 @@ def landmarks_by_hand(points, which, shape):
     landmarks = np.full(TEMPLATE.shape, np.nan, np.float32)
     if np.min(points) < 0 or (np.max(points, 0) > np.array(shape[::-1])).any():
         raise cli.UserError(f"--points: lie outside of the photo's {shape[1]}x{shape[0]} pixels")
-    area = np.linalg.det(np.subtract(points[1:], points[0]))
-    if not area:
+    sides = np.subtract(points[1:], points[0])
+    area = np.linalg.det(sides)
+    if abs(area) <= FLAT * (sides**2).sum():
         raise cli.UserError("--points: lie on one line; give the two at the eyes, then the lower one")
     landmarks[LANDMARKS[which]] = points if area > 0 else [points[1], points[0], points[2]]
     return landmarks

@@ -228,9 +228,10 @@ def test_what_is_painted_is_checked(url):
 
 def test_points_that_are_no_face_are_reported(url):
     with Browser(url).open() as browser:
-        browser.start(marked=[[[40, 50], [50, 50], [60, 50]]])
-        assert "three points" in browser.hear("failed")["failed"]
-        browser.hear("done")
+        for marks in ([[40, 50], [50, 50], [60, 50]], [[50, 50], [60, 60], [70.1, 70.3]]):
+            browser.start(marked=[marks])
+            assert "three points" in browser.hear("failed")["failed"]
+            browser.hear("done")
         browser.fill()
 
 

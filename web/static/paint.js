@@ -19,6 +19,9 @@ let marking = null, pressed = null; // the points of the next face so far, and t
 let job = null; // the search that is running: its number, frame, losses
 let stroke = null, cursor = null; // the one that is being painted; where the pointer is, or the cross
 let original = false; // whether the original is shown
+let waiting = []; // files that were given together with the one that is open
+let sharpening = null; // the request for the chosen answer at full size: its name, timer, controller
+let saved = null; // the name of the answer that was saved last
 
 const step = () => steps[at];
 
@@ -35,11 +38,43 @@ function onTop() {
   const { layers, result } = step();
   if (!result) return step();
   const chosen = result.answers[result.chosen];
-  return { ...step(), strokes: [], layers: [...layers, { ...chosen, detail: result.detail }], base: nameOf(result), result: null };
+  const layer = sharpOf(result) || { ...chosen, detail: result.detail };
+  return { ...step(), strokes: [], layers: [...layers, layer], base: nameOf(result), result: null };
 }
 
 function nameOf(result) {
   return { fill: result.fill, answer: result.answers[result.chosen].answer, detail: result.detail };
+}
+
+// the chosen answer at full size, once it is there
+function sharpOf(result) {
+  return result?.sharp?.name === JSON.stringify(nameOf(result)) ? result.sharp : null;
+}
+
+// Ask for the chosen answer at full size, once nobody has chosen another for a moment; the server makes one at a time.
+function sharpen() {
+  const { result } = step(), name = result && !job && JSON.stringify(nameOf(result));
+  if (!name || sharpening?.name === name) return;
+  clearTimeout(sharpening?.timer);
+  sharpening?.controller.abort();
+  const controller = new AbortController();
+  const timer = setTimeout(async () => {
+    try {
+      const bitmap = await askBitmap(`patch?${new URLSearchParams(nameOf(result))}`, controller.signal);
+      const [[left, top], { width, height }] = [result.answers[result.chosen].place, bitmap];
+      result.sharp = { name, fine: bitmap, detail: 1, left, top, width, height };
+      draw();
+    } catch (error) {
+      if (!controller.signal.aborted) console.warn(error.message); // the page still has the smaller picture
+    }
+  }, 300);
+  sharpening = { name, timer, controller };
+}
+
+// whether there is an answer that was not saved
+function unsaved() {
+  const name = step().result ? nameOf(step().result) : step().base;
+  return Boolean(photo && name) && JSON.stringify(name) !== saved;
 }
 
 function size() {
@@ -55,7 +90,7 @@ function draw() {
   requestAnimationFrame(() => {
     drawn = false;
     const { strokes, layers, result } = step();
-    const chosen = result && [{ ...result.answers[result.chosen], detail: result.detail }];
+    const chosen = result && [sharpOf(result) || { ...result.answers[result.chosen], detail: result.detail }];
     const above = job?.frame ? [job.frame] : chosen || [];
     canvas.drawPhoto(photo, original ? [] : [...layers, ...above]);
     const hidden = original || result || job?.frame;
@@ -87,7 +122,9 @@ function show() {
   $("detailing").hidden = !model.detail;
   $("save").disabled = Boolean(job) || !(result || base);
   $("zoom").hidden = !photo;
+  $("another").textContent = waiting.length ? `Next of ${waiting.length}` : "Open another";
   showAnswers();
+  sharpen();
   draw();
 }
 
@@ -126,15 +163,19 @@ async function onEvent(event) {
   if (event.lost) say("The server does not answer. Does paint.py still run?");
   if ("ready" in event) {
     model = event;
-    say(event.failure || (event.ready ? (photo ? "" : "Ready.") : "The model is loading."));
+    if (!job || event.failure) say(event.failure || (event.ready ? (photo ? "" : "Ready.") : "The model is loading."));
   }
+  if (event.opened && job?.opening) say(`Looking for faces in ${job.opening}`);
   if (photo && (event.gone || (event.page && !event.photo))) photo.gone = true;
   if (event.fill && job && event.fill === (job.fill ??= event.fill)) await onSearch(event);
   show();
 }
 
 async function onSearch(event) {
-  if (event.before) say(`Other searches come first: ${event.before}.`);
+  if (event.before) {
+    say(`Other searches come first: ${event.before}.${event.seconds ? ` That may take ${event.seconds} seconds.` : ""}`);
+  }
+  if (event.look) say(`Looking for faces around the paint, picture ${event.look}`);
   if (event.failed) say(job.failed = event.failed);
   if (event.frame) {
     const bytes = Uint8Array.from(atob(event.frame), (letter) => letter.charCodeAt(0));
@@ -146,7 +187,8 @@ async function onSearch(event) {
   if (event.faces) Object.assign(job, { faces: event.faces.length, outlines: event.faces });
   if ("iteration" in event) {
     job.losses.push(event);
-    say(`Answer ${event.number + 1} of 4, step ${event.iteration} of ${event.iterations}`);
+    const found = event.iteration === event.iterations;
+    say(`Answer ${event.number + 1} of 4, ${found ? "drawing it" : `step ${event.iteration} of ${event.iterations}`}`);
     canvas.drawPlot($("plot"), job.losses, 4 * (event.iterations + 1));
     const [contextual, perceptual] = [event.contextual.toFixed(0), event.perceptual.toFixed(2)];
     $("losses").textContent = `contextual loss ${contextual}, perceptual loss ${perceptual} (dashed)`;
@@ -168,10 +210,11 @@ async function onSearch(event) {
 async function fetchAnswer(search, event, before) {
   await before;
   try {
-    const query = `patch?fill=${event.fill}&answer=${event.answer}`;
-    const [rough, fine] = await Promise.all([0, 1].map((detail) => askBitmap(`${query}&detail=${detail}`)));
-    const [[left, top], { width, height }] = [event.place, rough];
-    const answer = { answer: event.answer, rough, fine, left, top, width, height };
+    const query = `preview?fill=${event.fill}&answer=${event.answer}`, { signal } = search.controller;
+    search.rough ??= askBitmap(`${query}&detail=0`, signal); // the most probable face is that of all answers
+    const [rough, fine] = await Promise.all([search.rough, askBitmap(`${query}&detail=1`, signal)]);
+    const [left, top, width, height] = event.box;
+    const answer = { answer: event.answer, place: event.place, rough, fine, left, top, width, height };
     if (!search.result) {
       search.result = { fill: event.fill, answers: [answer], chosen: 0, detail: search.detail, faces: search.faces };
       search.frame = null;
@@ -180,7 +223,7 @@ async function fetchAnswer(search, event, before) {
       search.result.answers.push(answer);
     }
   } catch (error) {
-    say(error.message);
+    if (!search.controller.signal.aborted) say(error.message);
   }
   show();
 }
@@ -192,11 +235,22 @@ async function upload(file) {
   return { ...answer, bitmap: await askBitmap("photo"), file, transparent };
 }
 
+// open the first of some files, and keep the others
+async function openAll(files, what) {
+  const images = [...files].filter((file) => file.type.startsWith("image/") || /\.\w+$/.test(file.name));
+  if (!images.length) return say(`${what} is no image file: save the picture first, then open that file.`);
+  if (job) return say(`Not now: wait until this is done, then open ${images[0].name}.`);
+  if (unsaved() && !window.confirm(`Open ${images[0].name} in place of this photo, whose answers are not saved?`)) return;
+  waiting = images.slice(1);
+  await open(images[0]);
+  if (waiting.length) say(`${$("status").textContent} ${waiting.length} more can be opened next.`);
+}
+
 async function open(file) {
   if (!file || job) return;
-  if (file.size > model.bytes) return say(`${file.name}: is too large: ${model.bytes >> 20} MB at most.`);
-  say(`Opening ${file.name}`);
-  job = {}; // so that nothing else starts
+  if (model.bytes && file.size > model.bytes) return say(`${file.name}: is too large: ${model.bytes >> 20} MB at most.`);
+  say(`Opening ${file.name}${model.ready ? "" : ", once the model is loaded"}`);
+  job = { opening: file.name }; // so that nothing else starts
   try {
     photo = await upload(file);
   } catch (error) {
@@ -233,7 +287,7 @@ async function fill() {
   if ($("fill").disabled) return;
   if (stroke) endStroke();
   marking = null;
-  const search = job = { losses: [], frames: 0 };
+  const search = job = { losses: [], frames: 0, controller: new AbortController() };
   say("Searching");
   show();
   try {
@@ -251,12 +305,15 @@ async function fill() {
 }
 
 async function stop() {
-  if (job) await ask("stop", { method: "POST" }).catch((error) => say(error.message));
+  if (!job?.controller) return;
+  if (job.result) job.controller.abort(); // the answers that are there are enough
+  await ask("stop", { method: "POST" }).catch((error) => say(error.message));
 }
 
 async function save() {
   if ($("save").disabled) return;
-  const { result, base } = step();
+  const { result, base } = step(), name = JSON.stringify(result ? nameOf(result) : base);
+  say("Saving");
   try {
     const query = new URLSearchParams(result ? nameOf(result) : base);
     const blob = await (await ask(`mended?${query}`)).blob();
@@ -265,6 +322,7 @@ async function save() {
     link.download = `${photo.file.name.replace(/\.\w+$/, "")}-mended.png`;
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+    saved = name;
     say(`Saved as ${link.download}.`);
   } catch (error) {
     say(error.message);
@@ -343,8 +401,9 @@ $("undo").onclick = () => go(-1);
 $("redo").onclick = () => go(1);
 $("clear").onclick = () => push({ ...step(), strokes: [] });
 for (const [id, action] of [["mark", toggleMarking], ["fill", fill], ["stop", stop], ["save", save]]) $(id).onclick = action;
-$("choose").onclick = $("another").onclick = () => $("file").click();
-$("file").onchange = ({ target }) => { open(target.files[0]); target.value = ""; };
+$("choose").onclick = () => $("file").click();
+$("another").onclick = () => waiting.length ? openAll(waiting) : $("file").click();
+$("file").onchange = ({ target }) => { openAll([...target.files], "This"); target.value = ""; };
 [$("smaller").onclick, $("larger").onclick] = [() => zoomBy(1 / 1.4), () => zoomBy(1.4)];
 $("fit").onclick = () => { if (photo) canvas.fit(photo); draw(); };
 $("size").oninput = draw;
@@ -356,7 +415,7 @@ for (const kind of ["pointerup", "pointerleave", "keyup", "blur"]) $("original")
 for (const button of document.querySelectorAll("[data-demo]")) {
   button.onclick = async () => {
     const response = await fetch(`/${button.dataset.demo}.jpg`);
-    open(new File([await response.blob()], `${button.dataset.demo}.jpg`));
+    await open(new File([await response.blob()], `${button.dataset.demo}.jpg`));
   };
 }
 
@@ -379,14 +438,15 @@ document.addEventListener("keydown", (event) => {
 });
 document.addEventListener("keyup", ({ key }) => { if (key === "o") showOriginal(false); });
 
-document.addEventListener("paste", ({ clipboardData }) => open([...clipboardData.files].find((file) => file.type.startsWith("image/"))));
+document.addEventListener("paste", ({ clipboardData }) => openAll(clipboardData.files, "What was pasted"));
 document.addEventListener("dragover", (event) => { event.preventDefault(); $("stage").classList.add("over"); });
 document.addEventListener("dragleave", () => $("stage").classList.remove("over"));
 document.addEventListener("drop", (event) => {
   event.preventDefault();
   $("stage").classList.remove("over");
-  open(event.dataTransfer.files[0]);
+  openAll(event.dataTransfer.files, "What was dropped");
 });
+window.addEventListener("beforeunload", (event) => { if (unsaved()) event.preventDefault(); });
 new ResizeObserver(() => {
   canvas.resize();
   if (photo && canvas.view.fitted) canvas.fit(photo);

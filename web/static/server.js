@@ -1,9 +1,12 @@
 // The server of paint.py, which knows this page by the stream of events that it holds open.
 
-let page = null; // its name at the server
+let page = null, connect; // its name at the server
+const connected = new Promise((resolve) => { connect = resolve; });
 
 export async function ask(path, options = {}) {
+  await connected;
   const response = await fetch(`/pages/${page}/${path}`, options).catch(() => {
+    options.signal?.throwIfAborted();
     throw new Error("The server does not answer. Does paint.py still run?");
   });
   if (response.ok) return response;
@@ -21,6 +24,7 @@ export function listen(onEvent) {
     if (event.page) {
       event.isNew = event.page !== page;
       page = event.page;
+      connect();
     }
     before = before.then(() => onEvent(event)).catch((error) => console.error(error));
   };
@@ -31,6 +35,6 @@ export function listen(onEvent) {
   };
 }
 
-export async function askBitmap(path) {
-  return createImageBitmap(await (await ask(path)).blob());
+export async function askBitmap(path, signal) {
+  return createImageBitmap(await (await ask(path, { signal })).blob());
 }
