@@ -63,10 +63,11 @@ def serve(args):
     options = dict(log_level="error", access_log=False, server_header=False, timeout_graceful_shutdown=1, backlog=32)
     config = uvicorn.Config(asgi, http=security.Connection, ws="none", **options)
     config.site = site
+    stderr = os.dup(2)  # while TensorFlow is imported, the other one is held back
     try:
         Server(config).run(sockets=[listening])
     except KeyboardInterrupt:
-        print("paint.py: stopped", file=sys.stderr, flush=True)
+        os.write(stderr, b"paint.py: stopped\n")
         os._exit(130)  # threads that still load or search have nothing to save
 
 

@@ -174,7 +174,7 @@ class Searches:
                     continue
                 losses = {name: float(getattr(state, name).sum()) for name in ("contextual", "perceptual", "total")}
                 report(iteration=state.iteration, iterations=state.iterations, number=number, **losses)
-                if not number:
+                if not number and state.iteration < state.iterations:  # the answer itself follows the last
                     report_frame(edit, session.quick_blend(edit, state.generated, self.completer))
         except session.Stopped:
             pass
