@@ -279,6 +279,37 @@ def test_paste_drop_and_touch(painter, portrait):
     page.page.fill("#size", "60")
     page.page.touchscreen.tap(*page.place(150, 130))
     assert inked(page) > 300
+    page.page.evaluate("""() => {
+        const data = new DataTransfer();
+        data.setData("text/uri-list", "http://example.org/a.jpg");
+        document.dispatchEvent(new DragEvent("drop", { dataTransfer: data }));
+    }""")
+    page.says("What was dropped is no image file")
+    page.page.set_input_files("#file", [portrait, portrait])
+    page.says("1 more can be opened next")
+    page.page.click("#another")
+    expect(page.page.locator("#another")).to_have_text("Open another")
+
+
+def test_a_small_screen_holds_all_and_answers_are_not_lost(painter, portrait):
+    page = painter(has_touch=True, is_mobile=True, viewport=dict(width=390, height=664)).ready().open(portrait)
+    page.stroke([(112, 116), (176, 112)])
+    page.fill()
+    expect(page.page.locator("#answers label")).to_have_count(4)
+    small = page.page.evaluate("""() => [...document.querySelectorAll("button, label, summary")].filter((one) =>
+        one.offsetParent).map((one) => one.getBoundingClientRect()).filter(({ top, bottom, left, right, height }) =>
+        height < 44 || top < 0 || bottom > 664 || left < 0 || right > 390).length""")
+    assert small == 0
+    before = page.page.screenshot(clip=dict(x=0, y=80, width=390, height=200))
+    page.page.fill("#split", "100")
+    assert page.page.screenshot(clip=dict(x=0, y=80, width=390, height=200)) != before
+    asked = []
+    page.page.on("dialog", lambda dialog: (asked.append(dialog.type), dialog.dismiss()))
+    page.page.set_input_files("#file", portrait)
+    expect(page.page.locator("#answers label")).to_have_count(4)
+    page.page.close(run_before_unload=True)
+    page.page.wait_for_timeout(500)
+    assert asked == ["confirm", "beforeunload"]
 
 
 def luminance(color):
@@ -292,6 +323,8 @@ def luminance(color):
 def test_texts_can_be_read_also_on_a_narrow_page(painter, scheme):
     page = painter(color_scheme=scheme, viewport=dict(width=400, height=800)).page
     assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    page.keyboard.press("?")
+    expect(page.locator("#keys")).to_be_visible()
     pairs = page.evaluate("""() => [...document.querySelectorAll("*")].filter((one) =>
         [...one.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim()) && one.offsetParent
     ).map((one) => {

@@ -79,13 +79,19 @@ function drawLayer(context, layer) {
   context.globalAlpha = 1;
 }
 
-export function drawPhoto(photo, layers) {
+// split: the share of the photo's width that shows it as it was
+export function drawPhoto(photo, layers, split) {
   const context = clear(photoCanvas);
   if (!photo) return;
   context.imageSmoothingEnabled = view.scale < 3;
   context.imageSmoothingQuality = "high";
   context.drawImage(photo.bitmap, 0, 0);
+  context.save();
+  context.beginPath();
+  context.rect(split * photo.width, 0, photo.width, photo.height);
+  context.clip();
   for (const layer of layers) drawLayer(context, layer);
+  context.restore();
 }
 
 function drawStrokes(photo, strokes) {
@@ -129,8 +135,9 @@ export function roughOutline([[x1, y1], [x2, y2], [x3, y3]]) {
     [x - across / 2, y + down / 2]];
 }
 
-// strokes to show; outlines of faces; points that are marked; a cursor: {place, size} or {place, cross: true}
-export function drawOverlay(photo, { strokes, outlines, points, cursor }) {
+// strokes to show; outlines of faces; points that are marked; a cursor: {place, size} or {place, cross: true}; where the
+// photo as it was ends
+export function drawOverlay(photo, { strokes, outlines, points, cursor, split }) {
   const context = clear(overlay);
   if (!photo) return;
   const ratio = window.devicePixelRatio || 1;
@@ -144,6 +151,12 @@ export function drawOverlay(photo, { strokes, outlines, points, cursor }) {
     outline(context, 1.5 * ratio, [6 * ratio, 6 * ratio], () => {
       context.moveTo(...corners[3]);
       for (const corner of corners) context.lineTo(...corner);
+    });
+  }
+  if (split) {
+    outline(context, 1.5 * ratio, [], () => {
+      context.moveTo(split * photo.width, 0);
+      context.lineTo(split * photo.width, photo.height);
     });
   }
   const arm = 7 * ratio / view.scale;
@@ -160,9 +173,9 @@ export function drawOverlay(photo, { strokes, outlines, points, cursor }) {
   }
 }
 
-// a small picture of a layer and what is around it
+// a small picture of the middle of a layer, no larger than that shows
 export function drawThumbnail(canvas, photo, layers, around) {
-  const side = 1.3 * Math.max(around.width, around.height, 32);
+  const side = Math.max(Math.min(around.width, around.height, photo.width, photo.height), 0.6 * Math.max(around.width, around.height), 32);
   const scale = canvas.width / side;
   const context = canvas.getContext("2d");
   context.setTransform(1, 0, 0, 1, 0, 0);

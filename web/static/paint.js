@@ -89,16 +89,17 @@ function draw() {
   drawn = true;
   requestAnimationFrame(() => {
     drawn = false;
-    const { strokes, layers, result } = step();
+    const { strokes, layers, result, base } = step();
     const chosen = result && [sharpOf(result) || { ...result.answers[result.chosen], detail: result.detail }];
     const above = job?.frame ? [job.frame] : chosen || [];
-    canvas.drawPhoto(photo, original ? [] : [...layers, ...above]);
+    const split = result || base ? $("split").value / 100 : 0;
+    canvas.drawPhoto(photo, original ? [] : [...layers, ...above], split);
     const hidden = original || result || job?.frame;
     const known = job ? job.outlines || [] : [...(photo?.faces || []), ...step().marked.map(canvas.roughOutline)];
     const outlines = original || result ? [] : known;
     canvas.drawOverlay(photo, {
       strokes: [...(hidden ? [] : strokes), ...(stroke ? [stroke] : [])],
-      outlines, points: marking || [],
+      outlines, points: marking || [], split,
       cursor: cursor && { ...cursor, size: photo ? size() : 0, cross: Boolean(marking) },
     });
   });
@@ -406,7 +407,8 @@ $("another").onclick = () => waiting.length ? openAll(waiting) : $("file").click
 $("file").onchange = ({ target }) => { openAll([...target.files], "This"); target.value = ""; };
 [$("smaller").onclick, $("larger").onclick] = [() => zoomBy(1 / 1.4), () => zoomBy(1.4)];
 $("fit").onclick = () => { if (photo) canvas.fit(photo); draw(); };
-$("size").oninput = draw;
+$("size").oninput = $("split").oninput = draw;
+$("help").onclick = () => $("keys").showModal();
 $("detail").oninput = ({ target }) => { step().result.detail = target.value / 100; show(); };
 for (const kind of ["pointerdown", "keydown"]) {
   $("original").addEventListener(kind, ({ key }) => { if (!key || key === " " || key === "Enter") showOriginal(true); });
@@ -423,7 +425,7 @@ const KEYS = {
   b: () => $("brush").click(), e: () => $("eraser").click(), m: () => photo && !job && toggleMarking(), f: fill,
   s: save, Escape: () => marking ? toggleMarking() : stop(), 0: () => $("fit").click(), "+": () => zoomBy(1.4), "-": () => zoomBy(1 / 1.4),
   "[": () => { $("size").value -= 4; draw(); }, "]": () => { $("size").value -= -4; draw(); },
-  1: () => choose(0), 2: () => choose(1), 3: () => choose(2), 4: () => choose(3), o: () => showOriginal(true),
+  "?": () => $("keys").showModal(), 1: () => choose(0), 2: () => choose(1), 3: () => choose(2), 4: () => choose(3), o: () => showOriginal(true),
 };
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey) {
@@ -432,7 +434,7 @@ document.addEventListener("keydown", (event) => {
       event.preventDefault();
       go(by);
     }
-  } else if (KEYS[event.key] && !event.altKey) {
+  } else if (KEYS[event.key] && !event.altKey && !$("keys").open) {
     KEYS[event.key]();
   }
 });
