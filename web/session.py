@@ -26,7 +26,7 @@ import utils
 from completion import masks, prior
 from photos import detection, filling, geometry, occlusion, reading
 
-FORMATS = ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF"]
+FORMATS = ["PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF"]
 # of a photo: bytes and pixels at most, pixels of a side at least, the longer side by the shorter at most
 MAX_BYTES, MAX_PIXELS, MIN_SIDE, MAX_ASPECT = 64 * 2**20, 50 * 10**6, 32, 20
 MIN_SCORE = 0.15  # of a face that is outlined: two false ones in 24 photos had less, no true one

@@ -303,7 +303,7 @@ def test_shapes_have_limits(size):
 
 
 @pytest.mark.parametrize(
-    "kind, mode", [("WEBP", "RGB"), ("TIFF", "CMYK"), ("GIF", "P"), ("BMP", "1"), ("JPEG", "CMYK")]
+    "kind, mode", [("WEBP", "RGB"), ("AVIF", "RGB"), ("TIFF", "CMYK"), ("GIF", "P"), ("BMP", "1"), ("JPEG", "CMYK")]
 )
 def test_other_kinds_of_files_are_opened(kind, mode):
     file = io.BytesIO()
