@@ -185,7 +185,11 @@ async function onSearch(event) {
     if (!job.result) job.frame = { fine: bitmap, detail: 1, left, top, width, height };
     $("photo").dataset.frames = ++job.frames;
   }
-  if (event.faces) Object.assign(job, { faces: event.faces.length, outlines: event.faces });
+  if (event.faces) {
+    const under = !(photo.faces.length + step().marked.length);
+    Object.assign(job, { faces: event.faces.length, outlines: event.faces, under });
+    if (under) photo.faces = event.faces; // from now on outlined as the others
+  }
   if ("iteration" in event) {
     job.losses.push(event);
     const found = event.iteration === event.iterations;
@@ -197,13 +201,13 @@ async function onSearch(event) {
   if ("answer" in event) job.fetching = fetchAnswer(job, event, job.fetching);
   if (event.done) {
     await job.fetching;
-    const { failed, result } = job, found = result?.answers.length;
+    const { failed, result, under } = job, found = result?.answers.length;
     job = null;
     if (failed) return;
     if (!found) say("Stopped.");
     else if (!result.faces) say("No face was found there, so the hole is filled from the rest of the photo. If there is one, undo and mark it.");
-    else say(`${found} answer${found > 1 ? "s" : ""}: choose one, and save.${photo.faces.length + step().marked.length ? "" :
-      " A face was found under the paint; if it is not in its place, undo and mark it."}`);
+    else say(`${found} answer${found > 1 ? "s" : ""}: choose one, and save.${under ?
+      " A face was found under the paint; if it is not in its place, undo and mark it." : ""}`);
   }
 }
 
