@@ -45,7 +45,11 @@ COUNTS = {  # of steps, in config.json only
     "evaluated": (cli.number(int, 0, 2**31), 0, "the last step that was evaluated"),
     "pretrained_steps": (cli.number(int, 0, 2**31), 0, "steps behind the weights that the run started from"),
 }
-ENCODER = "encoder"  # the folder beside a model
+ENCODER, REFINER = "encoder", "refiner"  # folders beside a model
+REFINER_TRAINING = TRAINING | {
+    "batch_size": (TRAINING["batch_size"][0], 32, "images per step"),
+    "learning_rate": (TRAINING["learning_rate"][0], 0.0004, "initial learning rate of Adam"),
+}
 ENCODER_TRAINING = TRAINING | {"learning_rate": (TRAINING["learning_rate"][0], 0.0005, "initial learning rate of Adam")}
 
 
@@ -71,14 +75,23 @@ def check_precision(directory, saved, wanted, remedy):
         raise cli.UserError(f"--precision {wanted}: {why}; leave the flag out, or {remedy}")
 
 
-def read_encoder_config(folder, architecture):
-    """`read_config` of an encoder; raises UserError if it is for another architecture than the model beside it has."""
+def read_part_config(folder, architecture, script):
+    """`read_config` of what `script` learned for a model; raises UserError if that has another architecture now."""
     config = read_config(folder)
     for name, value in config["architecture"].items():
         if name not in ("gf_dim", "ema") and value != architecture[name]:  # which it does not depend on
             why = f"{name} {value} is not the model's, {architecture[name]}"
-            raise cli.UserError(f"{folder / 'config.json'}: {why}; remove the folder, and run train-encoder.py")
+            raise cli.UserError(f"{folder / 'config.json'}: {why}; remove the folder, and run {script}")
     return config
+
+
+def check_trainable(folder, config, what):
+    """Raise UserError if a folder beside a model holds weights without the state of their training."""
+    if config["weights"] != "float32":
+        raise cli.UserError(
+            f"{folder}: holds {what} without the state of its training; copy the model without it to another "
+            "--checkpointDir, and train one there"
+        )
 
 
 def find(directory):

@@ -135,7 +135,8 @@ def complete(args):
     if args.photo or args.put_back:
         folders = [out_dir / (f"photos_{sample}" if args.samples > 1 else "photos") for sample in range(args.samples)]
         parts = restoring.make_parts(crops, images, completed) if images else []
-        lines = restoring.restore(folders, parts, images.holes.kind if images else "alpha", args.seed, photos)
+        kind, refiner = (images.holes.kind, completer.refiner) if images else ("alpha", None)
+        lines = restoring.restore(folders, parts, kind, args.seed, photos, refiner)
         summary = lines + summary
     print(*summary, sep="\n")
 

@@ -120,6 +120,24 @@ def lrelu():
     return keras.layers.LeakyReLU(0.2)
 
 
+class SpaceToDepth(keras.layers.Layer):
+    """Squares of `side` x `side` pixels become channels: (N, H, W, C) -> (N, H / side, W / side, C side^2)."""
+
+    def __init__(self, side, **options):
+        super().__init__(**options)
+        self.side = side
+
+    def call(self, inputs):
+        return tf.nn.space_to_depth(inputs, self.side)
+
+
+class DepthToSpace(SpaceToDepth):
+    """Channels become squares of pixels: the inverse of `SpaceToDepth` (Shi et al. 2016)."""
+
+    def call(self, inputs):
+        return tf.nn.depth_to_space(inputs, self.side)
+
+
 class Adam(keras.optimizers.Adam):
     """Keras' Adam by TensorFlow's fused operation: one pass over the weights where Keras makes ten."""
 

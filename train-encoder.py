@@ -38,13 +38,9 @@ def settings(args, folder):
     checkpoint.choose(args.checkpointDir)
     architecture, saved = checkpoint.read_config(args.checkpointDir)["architecture"], {}
     if checkpoint.find(folder):
-        config = checkpoint.read_encoder_config(folder, architecture)
+        config = checkpoint.read_part_config(folder, architecture, "train-encoder.py")
         saved = {"precision": "float32"} | config["training"]
-        if config["weights"] != "float32":
-            raise cli.UserError(
-                f"{folder}: holds an encoder without the state of its training; copy the model without it to another "
-                "--checkpointDir, and train one there"
-            )
+        checkpoint.check_trainable(folder, config, "an encoder")
     training = checkpoint.settings(args, checkpoint.ENCODER_TRAINING, saved)
     checkpoint.check_precision(folder, saved.get("precision"), training["precision"], f"remove {folder}")
     return architecture, training

@@ -14,6 +14,7 @@ import numpy as np
 from completion import compositing, prior, search
 from completion.encoder import Encoder
 from completion.prior import ProbabilisticPCA
+from completion.refiner import Refiner
 from completion.settings import DETAIL
 from model import DCGAN
 
@@ -31,6 +32,7 @@ class Completer:
     detail: float = DETAIL
     seed: int = 0
     settings: dict = field(default_factory=dict)  # of the search, see `settings.SEARCH`
+    refiner: Refiner | None = None  # which draws completed faces at twice the size, for whole photos
 
     @classmethod
     def load(cls, directory, start=None, blending=None, detail=None, seed=0, **settings):
@@ -63,7 +65,8 @@ class Completer:
         if notice:
             print(f"{directory}: {notice}, and saves {SAVED}", file=sys.stderr)
         blending = blending or ("gaussian" if faces else "poisson")
-        return cls(dcgan, encoder, faces, blending, DETAIL if detail is None else detail, seed, settings)
+        detail, refiner = DETAIL if detail is None else detail, Refiner.load(directory, dcgan)
+        return cls(dcgan, encoder, faces, blending, detail, seed, settings, refiner)
 
     def complete(self, images, holes, sample=0, progress=None, numbers=None, near=None):
         """Fill the holes of images; yields a `search.Completion` on the way, the last with the blended `result`.

@@ -95,7 +95,7 @@ class Encoder:
         folder, fingerprint, outdated = Path(directory) / checkpoint.ENCODER, dcgan.fingerprint(), False
         for place in filter(checkpoint.find, (folder / "best", folder)):
             try:
-                precision = checkpoint.read_encoder_config(place, dcgan.architecture)["weights"]
+                precision = checkpoint.read_part_config(place, dcgan.architecture, "train-encoder.py")["weights"]
                 if place == folder and precision == "float32":  # a run that has not measured it yet
                     continue
                 encoder = cls(dcgan, precision)

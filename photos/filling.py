@@ -7,7 +7,7 @@ import scipy.ndimage
 
 import utils
 from completion import compositing, patchmatch
-from photos import geometry
+from photos import geometry, reading
 
 MARGIN = 128  # pixels of a photo that are looked at around its hole; half the hole's longer side where that is more
 SQUARE, CLEAN = 8, 0.7  # pixels of a side, grey levels: where grain is measured, and what is too little to see
@@ -17,7 +17,9 @@ SQUARE, CLEAN = 8, 0.7  # pixels of a side, grey levels: where grain is measured
 REACH, TEXTURE, BEYOND, FADE = 2, 0.6, 2, 3
 
 
-def into_photo(photo, hidden, crops, matrices, seed=0, void=None, texture=None, at_once=patchmatch.HOLE):
+def into_photo(
+    photo, hidden, crops, matrices, seed=0, void=None, texture=None, at_once=patchmatch.HOLE, refiner=None
+):  # fmt: skip
     """Fill the hole of a whole photo from its completed faces, and what lies beside them by PatchMatch.
 
     photo: uint8 (H, W, C); what it holds where boolean (H, W) `hidden` is ignored, and nothing else changes. void: what
@@ -27,7 +29,7 @@ def into_photo(photo, hidden, crops, matrices, seed=0, void=None, texture=None, 
     its outline it fades into what PatchMatch copies from the rest of the photo, near known pixels it takes the fine
     detail of that, and further inside the photo's grain (`seed` decides it). Returns the photo, how many pixels of the
     hole lie in no crop, and what PatchMatch made: as `texture` it serves other crops for the same hole. at_once: see
-    `patchmatch.fill`.
+    `patchmatch.fill`. refiner: a `refiner.Refiner`, which first draws the crops at twice the size.
     """
     import cv2
 
@@ -41,6 +43,8 @@ def into_photo(photo, hidden, crops, matrices, seed=0, void=None, texture=None, 
     filled, inside, near, faces = photo.astype(np.float64), *np.zeros((2, *hidden.shape, 1)), []
     distance = cv2.distanceTransform(hidden.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[..., None]
     matrices = [matrix @ geometry.resize_matrix(1, (part[1].start, part[0].start)) for matrix in matrices]
+    if refiner and crops:
+        crops, matrices = refined(photo, known, crops, matrices, refiner)
     owners = owner_of_pixels(hidden, matrices, [len(crop) for crop in crops])
     done = known.copy()
     for number, (crop, matrix) in enumerate(zip(crops, matrices, strict=True)):
@@ -67,6 +71,20 @@ def into_photo(photo, hidden, crops, matrices, seed=0, void=None, texture=None, 
     filled += np.sqrt(1 - near**2) * inside * noise
     result[part][hidden] = utils.to_bytes(filled)[hidden]
     return result, int((owners < 0)[hidden].sum()), texture
+
+
+def refined(photo, known, crops, matrices, refiner):
+    """Completed crops at twice the size, and their matrices, where `known`, boolean (H, W), of a photo guides it."""
+    size, channels = 2 * len(crops[0]), photo.shape[2]
+    matrices = [(geometry.resize_matrix(2) @ [*matrix, [0, 0, 1]])[:2] for matrix in matrices]
+    rgba = reading.with_alpha(photo, np.where(known, 255, 0))
+    larger = np.stack([geometry.warp(rgba, matrix, size) for matrix in matrices])
+    images, masks = larger[..., : refiner.c_dim], larger[..., 3:] == 255
+    completed = np.broadcast_to(crops, (*np.shape(crops)[:3], refiner.c_dim))
+    drawn = refiner.refine(*map(utils.to_float, (completed, images)), masks)
+    if channels < refiner.c_dim:
+        drawn = drawn.mean(-1, keepdims=True)
+    return list(utils.to_uint8(drawn)), matrices
 
 
 def smoothstep(values):

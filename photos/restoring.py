@@ -65,7 +65,7 @@ def check_unchanged(photo, kind, parts):
             raise cli.UserError(f"{part.crop.source}: has changed since its faces were cut out; {advice}")
 
 
-def put_back(path, photo, hidden, parts, sample, seed, texture=None):
+def put_back(path, photo, hidden, parts, sample, seed, texture=None, refiner=None):
     """Write a photo whose `hidden` part is filled from one sample of its completed crops to `path`, a PNG file.
 
     It has the photo's own size. Nothing else changes: a grey photo stays grey, what else is transparent stays so, and
@@ -77,7 +77,9 @@ def put_back(path, photo, hidden, parts, sample, seed, texture=None):
     own = photo.alpha if parts and not parts[0].crop.mask_file else photo.cut_out
     void = None if own is None else (own < 255) & ~hidden
     matrices = [part.matrix() for part in parts]
-    filled, outside, texture = filling.into_photo(photo.pixels, hidden, crops, matrices, seed, void, texture)
+    filled, outside, texture = filling.into_photo(
+        photo.pixels, hidden, crops, matrices, seed, void, texture, refiner=refiner
+    )
     picture = utils.to_picture(filled)
     if void is not None and void.any():
         picture.putalpha(Image.fromarray(np.where(void, own, np.uint8(255))))
@@ -132,13 +134,13 @@ def choose_faces(aligned, kind, size):
     return photos, sorted(crops, key=lambda crop: crop.path)
 
 
-def restore(folders, parts, kind, seed=0, photos=None):
+def restore(folders, parts, kind, seed=0, photos=None, refiner=None):
     """Put completed crops back into their photos, for each sample in a folder of its own: FOLDER/NAME.png.
 
     parts: a `Part` for each crop; kind: of their holes. seed: of the first sample's grain, one more for each further
     sample. A photo that is gone or another one now is reported and left out. photos: where whole photos were given, a
     dict from path and mask of each to why it stays as it is, or to "". Each of them comes out then, copied if it is not
-    filled. Returns for each folder a line that counts what became of them.
+    filled. refiner: see `filling.into_photo`. Returns for each folder a line that counts what became of them.
     """
     every, counts, shares = {origin: [] for origin in photos or ()}, collections.Counter(), [[] for _ in folders]
     for part in parts:
@@ -162,7 +164,7 @@ def restore(folders, parts, kind, seed=0, photos=None):
             texture = None  # of the first sample, so that what is beside the faces is the same in all
             for sample, folder in enumerate(folders):
                 path = folder / f"{name}.png"
-                share, texture = put_back(path, photo, hidden, parts, sample, seed + sample, texture)
+                share, texture = put_back(path, photo, hidden, parts, sample, seed + sample, texture, refiner)
                 shares[sample].append(share)
             counts[BESIDE if shares[0][-1] == 1 else "mended"] += 1
             if shares[0][-1] == 1:

@@ -28,6 +28,7 @@ class ImageFolder:
         Raises UserError if no image is left.
         """
         self.directory, self.shape = directory, (image_size, image_size, c_dim)
+        self.image_size, self.c_dim = image_size, c_dim  # of the files
         self.paths = utils.find_images(directory, report=True)
         if not self.paths:
             raise cli.UserError(f"--dataset {directory}: {utils.NO_IMAGES}; align.py makes such a folder")
@@ -86,7 +87,7 @@ class ImageFolder:
             yield utils.to_float([self.read(i) for i in range(start, min(start + count, len(self)))])
 
     def _decode(self, i):
-        return utils.read_image(self.paths[i], self.shape[0], self.shape[2])
+        return utils.read_image(self.paths[i], self.image_size, self.c_dim)
 
     def _check(self, i):
         """Whether image `i` can be read, into memory if it has a place there; a broken one is reported."""

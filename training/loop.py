@@ -14,6 +14,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 import checkpoint
+import ops
 import utils
 from training.workers import Team
 
@@ -42,6 +43,7 @@ class Run:
     LOSSES = ()  # the scalars that a step returns
     SHOWN = ()  # those of them that the progress bar shows
     HISTOGRAMS = ()  # what else of a step TensorBoard shows
+    FALLING = False  # whether the learning rate falls to 0 along half a cosine
 
     def __init__(
         self, model, images, *, epoch, batch_size, learning_rate, beta1, seed, flip,
@@ -49,11 +51,11 @@ class Run:
     ):  # fmt: skip
         """Make the optimizers, and read the newest checkpoint if there is one; nothing is written yet.
 
-        `model` is a DCGAN or an Encoder, `images` a dataset.ImageFolder. `epoch` counts the epochs of earlier runs too.
-        What is learned is evaluated at the end of each epoch (100 steps apart at least) and every `eval_every` steps.
-        `jit_compile` compiles the step with XLA, for one replica. `team` are the workers that train together: each
-        reads its part of a batch, and the chief alone writes. Raises UserError if the checkpoint cannot be read, or
-        replicas cannot share a batch.
+        `model` is a DCGAN, an Encoder or a Refiner, `images` a dataset.ImageFolder. `epoch` counts the epochs of
+        earlier runs too. What is learned is evaluated at the end of each epoch (100 steps apart at least) and every
+        `eval_every` steps. `jit_compile` compiles the step with XLA, for one replica. `team` are the workers that train
+        together: each reads its part of a batch, and the chief alone writes. Raises UserError if the checkpoint cannot
+        be read, or replicas cannot share a batch.
         """
         self.model, self.images, self.epochs, self.eval_every = model, images, epoch, eval_every
         self.batch_size, self.seed, self.flip = min(batch_size, len(images)), seed, flip
@@ -189,6 +191,9 @@ class Run:
 
     def step(self, batch):
         """Train on one batch; returns the inputs and the outputs of the step."""
+        if self.FALLING:
+            done = (self.epoch + self.seen / len(self.images)) / self.epochs
+            self.set_learning_rate(self.learning_rate * ops.half_cosine(done))
         inputs = self.inputs(batch)
         outputs = self.compiled_step(**inputs, step=tf.constant(self.model.step, tf.int64), **self.optimizers)
         self.model.step += 1

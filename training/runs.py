@@ -10,7 +10,8 @@ import checkpoint
 import ops
 import utils
 from completion import masks
-from training import quality
+from completion.refiner import enlarge
+from training import completions, quality
 from training.loop import Run
 
 EVALUATED_IMAGES, EVALUATED_PIXELS = 2048, 2**25  # at most, so that large images fit into memory
@@ -86,6 +87,7 @@ class EncoderRun(Run):
 
     LOSSES = "e_loss", "e_loss_all", "e_loss_hole"
     SHOWN = "e_loss", "e_loss_hole"
+    FALLING = True
 
     def __init__(self, encoder, images, held_out, name, **options):
         """As `Run`; `held_out` are images, uint8 (N, H, W, C), to evaluate on; `name` is that of its samples."""
@@ -118,12 +120,6 @@ class EncoderRun(Run):
         """As `Run.numbers`, with the generator's fingerprint."""
         return super().numbers() | {"fingerprint": self.fingerprint}
 
-    def step(self, batch):
-        """As `Run.step`; the learning rate falls to 0 along half a cosine."""
-        done = (self.epoch + self.seen / len(self.images)) / self.epochs
-        self.set_learning_rate(self.learning_rate * ops.half_cosine(done))
-        return super().step(batch)
-
     def write_samples(self):
         """Write completions of 16 of the held-out images."""
         images = self.held_out[:16]
@@ -151,3 +147,52 @@ class EncoderRun(Run):
         text = f"off by {hole:.2f} grey levels in the holes of {len(self.held_out)} images ({kinds})"
         tqdm.write(f"step {self.model.step}: {text}")
         return "hole", hole, {"hole": f"{hole:.2f}"}
+
+
+class RefinerRun(Run):
+    """A run that trains a refiner on `completions.CompletedFaces`; it is evaluated on held-out ones."""
+
+    LOSSES = "r_loss", "r_loss_l1", "r_loss_features", "d_loss", "completed_l1"
+    SHOWN = "r_loss_l1", "d_loss"
+    FALLING = True
+
+    def __init__(self, refiner, images, held_out, name, **options):
+        """As `Run`; `held_out` are faces to evaluate on, uint8 as they are read; `name` is that of its samples."""
+        self.held_out = held_out
+        super().__init__(refiner, images, **options)
+        self.name = name
+
+    def inputs(self, batch):
+        """The faces, the completed faces and the masks."""
+        return completions.split(np.asarray(batch))
+
+    def refined(self, held_out):
+        """Faces of those held out, what is known of them, enlarged and refined: uint8 (N, 2 S, 2 S, C) each."""
+        parts = completions.split(utils.to_float(held_out))
+        images, known = parts["images"], parts["masks"]
+        enlarged = enlarge(parts["completed"], self.model.size)
+        drawn = self.model.refine(parts["completed"], images, known)
+        views = images, images * known, *(np.where(known > 0, images, each) for each in (enlarged, drawn))
+        return [utils.to_uint8(view) for view in views]
+
+    def write_samples(self):
+        """Write what is made of 16 of the held-out faces."""
+        names = "original", "known", "completed", "refined"
+        picture = utils.labelled_rows(dict(zip(names, self.refined(self.held_out[:16]), strict=True)))
+        utils.write_image(self.sample_dir / f"{self.name}_{self.model.step:06d}.png", picture)
+        tf.summary.image("refined", picture[None], self.model.step)
+
+    def measure(self, stop):
+        """Compare refined with true faces; see `Run.evaluate`: the sliced Wasserstein distance decides."""
+        parts = []
+        for i in range(0, len(self.held_out), 64):
+            if stop:
+                return None
+            parts.append(self.refined(self.held_out[i : i + 64]))
+        true, _, *views = map(np.concatenate, zip(*parts, strict=True))
+        values = {}
+        for name, view in zip(("completed", "refined"), views, strict=True):
+            values[name] = float(np.mean([distance for _, distance in quality.sliced_wasserstein(true, view)]))
+            tf.summary.scalar(f"swd/{name}", values[name], self.model.step)
+        tqdm.write(f"step {self.model.step}: swd {values['refined']:.2f} (enlarged: {values['completed']:.2f})")
+        return "swd", values["refined"], {"swd": f"{values['refined']:.2f}"}

@@ -308,7 +308,7 @@ def render(photo, edit, answer, detail, completer):
         crops = []
         if matrices:
             crops = to_crops(photo, completer.blend(edit.images, edit.answers[number][1], edit.holes, detail))
-        return filling.into_photo(pixels, hidden, crops, matrices, number, texture=texture)
+        return filling.into_photo(pixels, hidden, crops, matrices, number, texture=texture, refiner=completer.refiner)
 
     texture = edit.texture[0] if edit.texture else None
     if texture is None and (answer, detail) != (0, completer.detail):
