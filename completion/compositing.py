@@ -11,8 +11,9 @@ from completion import prior
 # of what the principal components leave: errors of pixels that far apart correlate by 1/e, and a share of the variance
 # that is each pixel's own
 RANGE, NUGGET = 2.5, 0.1
-EXACT = 2**16  # unknown pixels that `harmonic` solves for exactly
+EXACT = 2**17  # unknown pixels that `harmonic` solves for exactly
 CORRECTIONS = 60  # steps of conjugate gradients beyond that
+COARSE = 2**19  # unknown pixels beyond which the solution at half the resolution is good enough
 
 
 def kriging(image, generated, mask):
@@ -84,11 +85,33 @@ def harmonic(values, unknown, known, exact=EXACT):
     Both are boolean (H, W); a pixel that is neither is ignored. In the hole each pixel becomes the mean of its
     neighbours (Laplace's equation; Perez et al. 2003, equation 4), and 0 where nothing known can be reached. Up to
     `exact` unknown pixels are solved for exactly. More start from the solution at half the resolution, followed by
-    `CORRECTIONS` steps of conjugate gradients (cascadic multigrid, Bornemann and Deuflhard 1996).
+    `CORRECTIONS` steps of conjugate gradients (cascadic multigrid, Bornemann and Deuflhard 1996), and by none where
+    there are more than `COARSE`.
     """
     count, result = int(unknown.sum()), values.copy()
     if not count:
         return result
+    if count > exact:
+        unknown_half, known_half = (shrunk(x[..., None], 2)[..., 0] for x in (unknown, known))
+        means = shrunk(np.where(known[..., None], values, 0.0), 2) / np.where(known_half > 0, known_half, 1)[..., None]
+        coarse = harmonic(means, (unknown_half > 0) & (known_half == 0), known_half > 0, exact)
+        result[unknown] = enlarge(coarse, unknown_half + known_half > 0, unknown.shape)[unknown]
+    if count > max(exact, COARSE):
+        return result
+    matrix, target = laplacian(values, unknown, known)
+    if count <= exact:
+        result[unknown] = scipy.sparse.linalg.splu(matrix.tocsc()).solve(target)
+        return result
+    for channel in range(values.shape[-1]):
+        start = result[unknown, channel]
+        found, _ = scipy.sparse.linalg.cg(matrix, target[:, channel], start, rtol=0, maxiter=CORRECTIONS)
+        result[unknown, channel] = found
+    return result
+
+
+def laplacian(values, unknown, known):
+    """Laplace's equation in the unknown pixels, see `harmonic`: the sparse matrix (N, N) and its right side (N, C)."""
+    count = int(unknown.sum())
     index = np.full(unknown.shape, -1)
     index[unknown] = np.arange(count)
     degree, target, pairs = np.full(count, 1e-9), np.zeros((count, values.shape[-1])), []
@@ -101,18 +124,7 @@ def harmonic(values, unknown, known, exact=EXACT):
             np.add.at(target, index[here][border], values[there][border])
     rows, columns = (np.concatenate(side) for side in zip(*pairs, strict=True))
     links = scipy.sparse.coo_array((np.ones(len(rows)), (rows, columns)), (count, count)).tocsr()
-    matrix = scipy.sparse.diags_array(degree).tocsr() - links - links.T
-    if count <= exact:
-        result[unknown] = scipy.sparse.linalg.splu(matrix.tocsc()).solve(target)
-        return result
-    unknown_half, known_half = (shrunk(x[..., None], 2)[..., 0] for x in (unknown, known))
-    means = shrunk(np.where(known[..., None], values, 0.0), 2) / np.where(known_half > 0, known_half, 1)[..., None]
-    coarse = harmonic(means, (unknown_half > 0) & (known_half == 0), known_half > 0, exact)
-    start = enlarge(coarse, unknown_half + known_half > 0, unknown.shape)[unknown]
-    for channel in range(values.shape[-1]):
-        found, _ = scipy.sparse.linalg.cg(matrix, target[:, channel], start[:, channel], rtol=0, maxiter=CORRECTIONS)
-        result[unknown, channel] = found
-    return result
+    return scipy.sparse.diags_array(degree).tocsr() - links - links.T, target
 
 
 def shrunk(values, side):

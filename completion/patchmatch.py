@@ -69,8 +69,8 @@ def with_detail(small, shown, share, gone, shrink):
     axes = np.linalg.svd(patches[whole[:: len(whole) // 4096 + 1]], full_matrices=False)[2][:DIRECTIONS].T
     tree = scipy.spatial.cKDTree(patches[whole] @ axes)
     alike = whole[tree.query(patches[rest] @ axes, eps=1)[1]]
-    for y, x in np.ndindex(shrink, shrink):
-        filled, true = (pixels[y::shrink, x::shrink].reshape(share.size, -1) for pixels in (large, shown))
-        filled[rest] = np.clip(filled[rest] + true[alike].astype(np.int16) - filled[alike], 0, 255)
-        large[y::shrink, x::shrink] = filled.reshape(*share.shape, -1)
+    large_blocks, shown_blocks = (x.reshape(len(share), shrink, -1, shrink, x.shape[2]) for x in (large, shown))
+    (y, x), (alike_y, alike_x) = (np.unravel_index(each, share.shape) for each in (rest, alike))
+    detail = shown_blocks[alike_y, :, alike_x].astype(np.int16) - large_blocks[alike_y, :, alike_x]
+    large_blocks[y, :, x] = np.clip(large_blocks[y, :, x] + detail, 0, 255)
     return large

@@ -11,6 +11,7 @@ from photos import geometry, reading
 
 MARGIN = 128  # pixels of a photo that are looked at around its hole; half the hole's longer side where that is more
 SQUARE, CLEAN = 8, 0.7  # pixels of a side, grey levels: where grain is measured, and what is too little to see
+SQUARES, TILE = 2**14, 1024  # how many are looked at; pixels of a side, after which drawn grain is repeated
 
 # 64ths of a crop: how far the photo's texture reaches into a face, below which size it is texture, and how far a face
 # reaches beyond its outline and then fades
@@ -37,11 +38,12 @@ def into_photo(
     if not hidden.any():
         return result, 0, texture
     part = around(hidden)  # all work is done in the part of the photo around the hole
-    photo, hidden = photo[part], hidden[part]
+    photo, hidden = photo[part].copy(), hidden[part]
     known = ~hidden if void is None else ~(hidden | void[part])
     noise = grain(photo, ~known, seed)
-    filled, inside, near, faces = photo.astype(np.float64), *np.zeros((2, *hidden.shape, 1)), []
-    distance = cv2.distanceTransform(hidden.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[..., None]
+    y, x = np.nonzero(hidden)
+    filled, inside, near, faces = photo[hidden].astype(np.float64), *np.zeros((2, len(x), 1)), []
+    distance = cv2.distanceTransform(hidden.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[hidden]
     matrices = [matrix @ geometry.resize_matrix(1, (part[1].start, part[0].start)) for matrix in matrices]
     if refiner and crops:
         crops, matrices = refined(photo, known, crops, matrices, refiner)
@@ -52,24 +54,28 @@ def into_photo(
             continue
         box = surrounding(owners == number, 1)  # one more, as that is what the face is joined to
         own = owners[box] == number
+        mine = owners[hidden] == number
         matrix = matrix @ geometry.resize_matrix(1, (box[1].start, box[0].start))
         face, depth = (enlarged(x, matrix, own.shape) for x in (crop, outline(len(crop))))
-        error = np.where(done[box][..., None], filled[box] - face, 0.0)
-        filled[box][own] = (face + compositing.harmonic(error, own, done[box]))[own]
+        error = np.where(done[box][..., None], photo[box] - face, 0.0)
+        filled[mine] = (face + compositing.harmonic(error, own, done[box]))[own]
         unit = len(crop) / 64 * abs(np.linalg.det(matrix[:, :2])) ** -0.5
-        inside[box][own] = smoothstep((depth[own] + BEYOND) / FADE)
-        near[box][own] = np.clip(2 - distance[box][own] / (REACH * unit), 0, 1)
-        faces.append((box, own[..., None], unit))
+        inside[mine] = smoothstep((depth[own] + BEYOND) / FADE)
+        near[mine, 0] = np.clip(2 - distance[mine] / (REACH * unit), 0, 1)
+        faces.append((box, own, mine, unit))
         done[box] |= own
+        photo[hidden] = utils.to_bytes(filled)
     if texture is None:
-        unsure = hidden & ((inside < 1) | (near > 0))[..., 0]
-        texture = patchmatch.fill(utils.to_bytes(filled), unsure, known | (hidden & ~unsure), at_once)
-    filled = inside * filled + (1 - inside) * texture
-    for box, own, unit in faces:
-        error = np.where(own, texture[box] - filled[box], 0.0)
-        filled[box] += near[box] * (error - smoothed(error, own, TEXTURE * unit))
-    filled += np.sqrt(1 - near**2) * inside * noise
-    result[part][hidden] = utils.to_bytes(filled)[hidden]
+        unsure = np.zeros_like(hidden)
+        unsure[hidden] = ((inside < 1) | (near > 0))[:, 0]
+        texture = patchmatch.fill(photo, unsure, known | (hidden & ~unsure), at_once)
+    filled = inside * filled + (1 - inside) * texture[hidden]
+    for box, own, mine, unit in faces:
+        error = np.zeros((*own.shape, photo.shape[2]), np.float32)
+        error[own] = texture[box][own] - filled[mine]
+        filled[mine] += near[mine] * (error - smoothed(error, own[..., None], TEXTURE * unit))[own]
+    filled += np.sqrt(1 - near**2) * inside * noise[y % len(noise), x % noise.shape[1]]
+    result[part][hidden] = utils.to_bytes(filled)
     return result, int((owners < 0)[hidden].sum()), texture
 
 
@@ -138,8 +144,8 @@ def owner_of_pixels(hidden, matrices, sizes):
     y, x = np.nonzero(hidden)
     owner, nearest = np.full(len(x), -1), np.full(len(x), 1.0)
     for number, (matrix, size) in enumerate(zip(matrices, sizes, strict=True)):
-        place = np.stack([x, y], -1) @ matrix[:, :2].T + matrix[:, 2]
-        distance = np.abs((place + 0.5) / size - 0.5).max(1) * 2  # 1 at the crop's border
+        places = matrix[:, :2] @ np.stack([x, y]) + matrix[:, 2:]
+        distance = np.abs((places + 0.5) / size - 0.5).max(0) * 2  # 1 at the crop's border
         owner[distance < nearest] = number
         nearest = np.minimum(nearest, distance)
     owners = np.full(hidden.shape, -1)
@@ -162,18 +168,19 @@ def enlarged(crop, matrix, shape):
 def grain(photo, hidden, seed):
     """Noise like that of a photo around its hole: float64 (H, W, C), zeros where the photo is clean.
 
-    What is beyond a curve of light is measured in squares of 8 x 8 known pixels; the flattest quarter of them shows
-    noise and little else. Noise of that strength, and as alike between neighbours and channels, is drawn.
+    It is to be repeated: no side is longer than `TILE`, and that of a clean photo is one pixel. What is beyond a curve
+    of light is measured in squares of 8 x 8 known pixels; the flattest quarter of them shows noise and little else.
+    Noise of that strength, and as alike between neighbours and channels, is drawn.
     """
-    height, width = (side - side % SQUARE for side in hidden.shape)
-    squares = photo[:height, :width].astype(np.float64)
-    squares = squares.reshape(height // SQUARE, SQUARE, width // SQUARE, SQUARE, photo.shape[2]).swapaxes(1, 2)
-    squares = squares.reshape(height * width // SQUARE**2, SQUARE, SQUARE, photo.shape[2])
-    whole = ~hidden[:height, :width].reshape(height // SQUARE, SQUARE, width // SQUARE, SQUARE).any((1, 3)).ravel()
-    clipped = ((squares <= 2) | (squares >= 253)).any((1, 2, 3))
-    squares = squares[whole & ~clipped]
+    height, width = (side // SQUARE for side in hidden.shape)
+    blocks = np.s_[: height * SQUARE, : width * SQUARE]
+    whole = ~hidden[blocks].reshape(height, SQUARE, width, SQUARE).any((1, 3))
+    rows, columns = np.nonzero(whole)
+    rows, columns = (each[:: 1 + len(rows) // SQUARES] for each in (rows, columns))
+    squares = photo[blocks].reshape(height, SQUARE, width, SQUARE, photo.shape[2])[rows, :, columns]
+    squares = squares[((squares > 2) & (squares < 253)).all((1, 2, 3))].astype(np.float64)
     if len(squares) < 4:
-        return np.zeros(photo.shape)
+        return np.zeros((1, 1, photo.shape[2]))
     y, x = np.indices((SQUARE, SQUARE)).reshape(2, -1)
     curves = np.linalg.qr(np.stack([x**0, x, y, x * x, x * y, y * y], 1).astype(np.float64))[0]
     noise = squares.reshape(len(squares), -1, photo.shape[2])
@@ -182,12 +189,12 @@ def grain(photo, hidden, seed):
     noise = noise[strengths <= np.quantile(strengths, 0.25)]
     covariance = np.einsum("npc,npd->cd", noise, noise) / len(noise) / (SQUARE**2 - 6)
     if np.trace(covariance) / len(covariance) < CLEAN**2:
-        return np.zeros(photo.shape)
+        return np.zeros((1, 1, photo.shape[2]))
     noise = noise.reshape(-1, SQUARE, SQUARE, photo.shape[2])
     alike = [(noise[:, 1:] * noise[:, :-1]).mean(), (noise[:, :, 1:] * noise[:, :, :-1]).mean()]
     alike = np.clip(np.mean(alike) / (noise**2).mean(), 0, 0.6)  # of neighbours; those of white noise are not
     side = (1 - np.sqrt(1 - 2 * alike**2)) / (2 * alike) if alike > 1e-3 else 0  # [side, 1, side] makes it so
-    drawn = np.random.default_rng(seed).standard_normal(photo.shape)
+    drawn = np.random.default_rng(seed).standard_normal((*np.minimum(hidden.shape, TILE), photo.shape[2]))
     for axis in (0, 1):
         drawn = scipy.ndimage.convolve1d(drawn, np.array([side, 1, side]) / np.sqrt(1 + 2 * side**2), axis)
     return drawn @ np.linalg.cholesky(covariance + 1e-9 * np.eye(len(covariance))).T

@@ -84,7 +84,7 @@ def put_back(path, photo, hidden, parts, sample, seed, texture=None, refiner=Non
     if void is not None and void.any():
         picture.putalpha(Image.fromarray(np.where(void, own, np.uint8(255))))
     with utils.atomic_write(path) as file:
-        picture.save(file, "PNG", **photo.metadata)
+        picture.save(file, "PNG", compress_level=4, **photo.metadata)  # half the time, 3 % more
     if photo.lost:
         print(f"{path}: {', '.join(photo.lost)}", file=sys.stderr)
     return outside / max(1, hidden.sum()), texture

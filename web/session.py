@@ -336,5 +336,5 @@ def save(photo, layers=()):
     if transparent.any():
         picture.putalpha(Image.fromarray(np.where(transparent, photo.alpha, np.uint8(255))))
     file = io.BytesIO()
-    picture.save(file, "PNG", **photo.metadata)
+    picture.save(file, "PNG", compress_level=4, **photo.metadata)
     return file.getvalue()
