@@ -94,7 +94,7 @@ def make_masks(args, kind, paths, sides, size):
         return [masks.make(kind, size, args.centerScale, args.fraction, seed) for seed in seeds]
     if args.mask:
         with cli.named("--mask"):
-            hidden = masks.read_hidden(args.mask)
+            hidden = masks.read_hidden(args.mask, tell=True)
         fitted = {side: masks.check(masks.fit_hidden(hidden, size, side), f"--mask {args.mask}") for side in {*sides}}
         result = [fitted[side] for side in sides]
     else:
@@ -102,7 +102,7 @@ def make_masks(args, kind, paths, sides, size):
         for path, side in zip(paths, sides, strict=True):
             file = masks.named_as(path.name, found, args.maskDir)
             with cli.named("--maskDir"):
-                mask = masks.fit_hidden(masks.read_hidden(file), size, side)
+                mask = masks.fit_hidden(masks.read_hidden(file, tell=True), size, side)
             result.append(masks.check(mask, f"--maskDir {file}"))
     if (share := 1 - np.mean(result)) > masks.MOST:
         print(f"the masks hide {share:.0%} of the images; white is what is filled, black what stays", file=sys.stderr)

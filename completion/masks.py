@@ -5,6 +5,7 @@ Masks and weights are float32 (size, size, 1); in a mask 1 = keep and 0 = fill.
 
 import os
 import re
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,10 +96,11 @@ def known_after_resize(hidden, size):
     return (np.asarray(share) == 0).astype(np.float32)[..., None]
 
 
-def read_hidden(path):
+def read_hidden(path, tell=False):
     """What a mask image hides, where it is white (128 and above): boolean (H, W).
 
     It is what is transparent instead where nothing is white, or where the rest shows a photo: its damage was erased.
+    That is reported if it is to `tell`.
     Raises UserError if it is no mask.
     """
     image = utils.open_image(path)
@@ -108,6 +110,9 @@ def read_hidden(path):
         raise cli.UserError(f"{path}: not a mask ({error}); save it as a grey PNG file") from error
     white, erased, greys = grey >= 128, missing(image), count_greys(grey)
     if erased.any() and (greys > MAX_GREYS or not white.any()):
+        if tell:
+            line = f"{path}: is transparent in parts, as a photo whose damage was erased; they are what is filled"
+            print(line, file=sys.stderr)
         return erased
     if greys > MAX_GREYS:
         what = f"looks like a photo, not like its mask, as it has {greys} greys"
@@ -210,7 +215,7 @@ def hidden_by(path, shape):
 
     Raises UserError if it is of another size, or no mask, or hides nothing, or most.
     """
-    white = read_hidden(path)
+    white = read_hidden(path, tell=True)
     if white.shape != shape:
         sizes = ["x".join(map(str, each[::-1])) for each in (white.shape, shape)]
         raise cli.UserError(f"{path}: a mask of {sizes[0]} pixels, for a photo of {sizes[1]}; make it as large")

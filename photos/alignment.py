@@ -339,8 +339,9 @@ def find_masks(sources, settings):
     for source, mirrored in sources.items() if named else ():
         with contextlib.suppress(cli.UserError):
             found[source] = os.path.abspath(masks.named_as(mirrored, named, settings.mask_dir))
-    for mask, users in collections.Counter(found.values()).items():
-        if users > 1:
+    for mask in set(found.values()):
+        twins = {os.path.splitext(sources[source])[0] for source in found if found[source] == mask}
+        if len(twins) > 1:  # a.jpg and a.png, side by side, share theirs
             which = " and ".join(source for source in found if found[source] == mask)
             raise cli.UserError(f"--maskDir {mask}: would be the mask of {which}; put masks into the same subfolders")
     return found

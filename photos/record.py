@@ -60,7 +60,7 @@ def read_record(path):
                 if row["output"]:
                     utils.inside(path.parent, row["output"])
                 for name in filter(row.get, ("source", "mask")):
-                    row[name] = os.path.normpath(os.path.join(folder, row[name]))
+                    row[name] = located(row[name], folder)
                 if row["face"] in ("", "0"):
                     records[row["source"]] = []
                 records.setdefault(row["source"], []).append(row)
@@ -69,6 +69,18 @@ def read_record(path):
     except (OSError, ValueError, csv.Error, cli.UserError) as error:
         raise cli.UserError(f"{path}: not a record of align.py's ({error}); choose another OUTPUT") from error
     return records
+
+
+def located(path, folder):
+    """The absolute path of a photo or mask that a record in `folder` names: relative to it, or absolute in older ones.
+
+    One that was moved together with the record is where its own folder is now, beside or above the record's.
+    """
+    place = os.path.normpath(os.path.join(folder, path))
+    if not os.path.isabs(path) or os.path.exists(place):
+        return place
+    tail = os.path.join(*path.split(os.sep)[-2:])
+    return next(filter(os.path.exists, (os.path.join(parent, tail) for parent in Path(folder).parents)), place)
 
 
 def write_rows(file, path, rows):

@@ -146,8 +146,11 @@ def restore(folders, parts, kind, seed=0, photos=None, refiner=None):
     for part in parts:
         every.setdefault((part.crop.source, part.crop.mask_file), []).append(part)
     names = [utils.shorten(source.stem) for source, _ in every]
-    if len({name.casefold() for name in names}) < len(names):
-        names = [f"{number:04d}_{name}" for number, name in enumerate(names)]
+    users = collections.Counter(map(str.casefold, names))
+    numbered = [f"{number:04d}_{name}" for number, name in enumerate(names)]
+    names = [number if users[name.casefold()] > 1 else name for number, name in zip(numbered, names, strict=True)]
+    if len(set(map(str.casefold, names))) < len(names):
+        names = numbered
     for folder in folders:
         with utils.report_write_errors(folder):
             folder.mkdir(exist_ok=True)

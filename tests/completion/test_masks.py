@@ -126,7 +126,7 @@ def test_a_mask_of_another_size_than_the_photo_hides_all_it_covers(save_image, p
     np.testing.assert_array_equal(read_mask(save_image("l.png", layer), 32, min(photo))[..., 0] == 1, known)
 
 
-def test_what_is_no_mask_is_refused(save_image):
+def test_what_is_no_mask_is_refused(save_image, capfd):
     photo = skimage.data.astronaut()
     damage = np.zeros((512, 512), bool)
     damage[100:200, 150:300] = True
@@ -144,6 +144,10 @@ def test_what_is_no_mask_is_refused(save_image):
         np.testing.assert_array_equal(masks.read_hidden(save_image("e.png", np.dstack([colours, alpha]))), damage)
     white = np.dstack([np.full_like(photo, 255), 255 - alpha])
     np.testing.assert_array_equal(masks.read_hidden(save_image("e.png", white)), damage)
+    assert not capfd.readouterr().err
+    erased = save_image("erased.png", np.dstack([photo, alpha]))
+    np.testing.assert_array_equal(masks.hidden_by(erased, (512, 512)), damage)
+    assert "erased.png: is transparent in parts, as a photo whose damage was erased" in capfd.readouterr().err
     # soft edges and JPEG are no greys
     soft = scipy.ndimage.gaussian_filter(np.where(damage, 255.0, 0), 3).astype(np.uint8)
     assert (masks.read_hidden(save_image("soft.jpg", soft, quality=60)) ^ damage).mean() < 0.01

@@ -219,6 +219,13 @@ def test_a_moved_folder_is_known_where_it_is_now(tmp_path, out, run_here):
     (tmp_path / "there/out").rename(out)
     (out / "align.csv").write_bytes(before.replace(b"../in", f"{tmp_path}/there/in".encode()))
     assert "1 already done" in run_here("there/in", "out")
+    # which are known in another place, too, if the photos moved with the crops
+    out.rename(tmp_path / "there/out")
+    (tmp_path / "there/out/align.csv").write_bytes(before.replace(b"../in", f"{tmp_path}/there/in".encode()))
+    (tmp_path / "there").rename(tmp_path / "elsewhere")
+    (crop,) = record.find_crops([tmp_path / "elsewhere/out/a.png"])
+    assert crop.source == tmp_path / "elsewhere/in/a.png"
+    assert "1 already done" in run_here("elsewhere/in", "elsewhere/out")
 
 
 def test_a_photo_that_has_changed_is_aligned_again(out, run_here, save_image):

@@ -175,6 +175,12 @@ def test_bad_masks_are_reported_and_the_other_photos_aligned(tmp_path, damaged, 
     assert not (tmp_path / "new").exists()
 
 
+def test_two_files_of_one_name_share_a_mask_beside_each_other(tmp_path, damaged, run_here):
+    Image.fromarray(PORTRAIT).save("in/a.bmp")
+    assert "2 faces aligned in 2 of 2 photos" in run_here("in", "out", "--maskDir", "masks")
+    assert [row["mask"] for row in rows_of(tmp_path / "out")] == ["../masks/a.png"] * 2
+
+
 def test_masks_in_subfolders(tmp_path, damaged, run_here, refused):
     for name in ("x", "y"):
         (tmp_path / "in" / name).mkdir()

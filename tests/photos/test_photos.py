@@ -40,6 +40,17 @@ def test_harmonic_at_several_resolutions_agrees_with_the_exact_solution():
     np.testing.assert_allclose(exact[1:-1, 1:-1][inner], mean[inner], atol=1e-4)
 
 
+def test_large_holes_are_harmonic_at_half_the_resolution(monkeypatch):
+    monkeypatch.setattr(compositing, "COARSE", 9000)
+    y, x = np.indices((150, 140))
+    unknown = np.hypot(y - 70, x - 70) < 60
+    values = smooth((150, 140, 3), 12).astype(float)
+    exact = compositing.harmonic(values, unknown, ~unknown)
+    coarse = compositing.harmonic(values, unknown, ~unknown, exact=3000)
+    assert np.abs(exact - coarse).mean() < 0.5 and np.abs(exact - coarse).max() < 15
+    np.testing.assert_array_equal(coarse[~unknown], values[~unknown])
+
+
 def test_harmonic_ignores_what_is_neither_known_nor_unknown():
     unknown, known = np.zeros((2, 6, 8), bool)
     unknown[:, 2:5], known[:, 0:2] = True, True
@@ -162,6 +173,19 @@ def test_grain_is_that_of_the_photo():
     np.testing.assert_allclose(np.cov(drawn.reshape(-1, 3).T), [[9, 4, 4], [4, 9, 4], [4, 4, 9]], atol=2.5)
     np.testing.assert_array_equal(drawn, filling.grain(photo, hidden, 0))
     assert not filling.grain(clean.round().astype(np.uint8), hidden, 0).any()
+
+
+def test_grain_of_a_large_photo_is_repeated_and_as_strong(monkeypatch):
+    monkeypatch.setattr(filling, "TILE", 100)
+    monkeypatch.setattr(filling, "SQUARES", 200)
+    rng = np.random.default_rng(1)
+    photo = np.clip(128 + rng.normal(0, 4, (300, 320, 1)), 0, 255).round().astype(np.uint8)
+    hidden = np.zeros((300, 320), bool)
+    hidden[40:260, 40:280] = True
+    assert filling.grain(photo, hidden, 0).shape == (100, 100, 1)
+    filled, *_ = filling.into_photo(photo, hidden, [np.full((64, 64, 1), 128, np.uint8)], [MATRIX / 2])
+    assert 2 < filled[100:200, 100:200].std() < 6
+    np.testing.assert_array_equal(filled[~hidden], photo[~hidden])
 
 
 def write_row(folder, source, size=64, matrix=MATRIX, output="face.png", mask=""):
