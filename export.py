@@ -5,8 +5,8 @@
 ./export.py onnx-of-mine --checkpointDir checkpoints/mine --format onnx
 
 That is the generator that completes, the discriminator, and the encoder where there is one. As weights, at half
-precision and with the covariance, it completes images, and can be trained further with train-dcgan.py --init. The
-other formats need nothing of this code; a README.md beside them describes inputs and outputs.
+precision and with covariance and refiner, it completes images, and can be trained further with train-dcgan.py --init.
+The other formats need nothing of this code; a README.md beside them describes inputs and outputs.
 """
 
 import argparse
@@ -42,6 +42,7 @@ def export(args):
     with cli.quiet_tensorflow():
         import ops
         from completion.encoder import Encoder
+        from completion.refiner import Refiner
         from model import DCGAN
 
         ops.use_device()
@@ -56,7 +57,8 @@ def export(args):
         tempfile.TemporaryDirectory(dir=out.parent, prefix=".export-") as draft,  # all of it is there, or nothing
     ):
         if args.format == "weights":
-            parts = write_weights(f"{draft}/model", dcgan, encoder, args.checkpointDir)
+            refiner = Refiner.load(args.checkpointDir, dcgan)
+            parts = write_weights(f"{draft}/model", dcgan, encoder, refiner, args.checkpointDir)
         else:
             from completion import formats
 
@@ -73,7 +75,7 @@ def export(args):
         print(f"without {' and '.join(lacking)}, as the model has none; {remedy} learns both")
 
 
-def write_weights(folder, dcgan, encoder, source):
+def write_weights(folder, dcgan, encoder, refiner, source):
     """Write what completes and can be trained further, with the covariance kept in `source`; returns what that is."""
     from completion import prior
 
@@ -83,9 +85,10 @@ def write_weights(folder, dcgan, encoder, source):
     if covariance:
         prior.save(folder, covariance)
         parts.append("covariance")
-    if encoder:
-        encoder.export(folder)
-        parts.append(f"encoder of step {encoder.step}")
+    for name, part in {"encoder": encoder, "refiner": refiner}.items():
+        if part:
+            part.export(folder)
+            parts.append(f"{name} of step {part.step}")
     return parts
 
 

@@ -22,7 +22,7 @@ def test_number_bounds():
 
 
 SCRIPTS = {"align.py": ["a", "b"], "complete.py": ["a"], "export.py": ["a"], "paint.py": [], "sample.py": []}
-SCRIPTS |= dict.fromkeys(["train-dcgan.py", "train-encoder.py"], ["--dataset", "a"])
+SCRIPTS |= dict.fromkeys(["train-dcgan.py", "train-encoder.py", "train-refiner.py"], ["--dataset", "a"])
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -24,11 +24,21 @@ TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT /
 TEXTS["checkpoints/faces-64/MODEL_CARD.md"] = (ROOT / "checkpoints/faces-64/MODEL_CARD.md").read_text()
 README, SCRIPTS = TEXTS["README.md"], TEXTS["docs/scripts.md"]
 COMMANDS = "\n".join([README, SCRIPTS, TEXTS["docs/evaluation.md"]])
-NAMES = ("align.py", "train-dcgan.py", "train-encoder.py", "complete.py", "sample.py", "export.py", "paint.py")
+NAMES = (
+    "align.py",
+    "train-dcgan.py",
+    "train-encoder.py",
+    "train-refiner.py",
+    "complete.py",
+    "sample.py",
+    "export.py",
+    "paint.py",
+)
 # so that it takes seconds
 SMALL = {
     "train-dcgan.py": "--image_size 16 --z_dim 5 --gf_dim 8 --df_dim 8".split(),
     "train-encoder.py": ["--epoch", "10"],
+    "train-refiner.py": ["--epoch", "2"],
     "complete.py": "--nIter 5 --candidates 10".split(),
     "tensorboard": ["--inspect"],
 }
@@ -65,6 +75,7 @@ def test_the_commands_from_photos_to_completions(tmp_path, monkeypatch, small_mo
     assert "d_loss" in done["tensorboard"].stdout and "histograms" in done["tensorboard"].stdout
     assert (tmp_path / "checkpoints/published/ckpt-25.index").exists()
     assert (tmp_path / "checkpoints/published/encoder/ckpt-10.index").exists()
+    assert (tmp_path / "checkpoints/published/refiner/ckpt-2.index").exists()
     assert (tmp_path / "onnx-of-mine/encoder.onnx").exists()
     assert (tmp_path / "completions-of-faces" / "final" / "0000_portrait.png").exists()
     with Image.open(tmp_path / "photo.jpg") as before, Image.open(tmp_path / "completions/photos/photo.png") as after:

@@ -53,19 +53,18 @@ class Run:
 
         `model` is a DCGAN, an Encoder or a Refiner, `images` a dataset.ImageFolder. `epoch` counts the epochs of
         earlier runs too. What is learned is evaluated at the end of each epoch (100 steps apart at least) and every
-        `eval_every` steps. `jit_compile` compiles the step with XLA, for one replica. `team` are the workers that train
-        together: each reads its part of a batch, and the chief alone writes. Raises UserError if the checkpoint cannot
-        be read, or replicas cannot share a batch.
+        `eval_every` steps. `jit_compile` compiles the step with XLA, for one replica. `team`: who trains together; each
+        reads its part of a batch, the chief alone writes. Raises UserError if the checkpoint cannot be read, or a batch
+        cannot be shared.
         """
         self.model, self.images, self.epochs, self.eval_every = model, images, epoch, eval_every
         self.batch_size, self.seed, self.flip = min(batch_size, len(images)), seed, flip
         self.directory, self.sample_dir, self.log_dir = map(Path, (checkpoint_dir, sample_dir, log_dir))
-        self.name = utils.folder_name(checkpoint_dir)
+        self.name, self.learning_rate = utils.folder_name(checkpoint_dir), learning_rate
         training = dict(batch_size=batch_size, learning_rate=learning_rate, beta1=beta1, seed=seed, flip=flip)
         self.config = {"architecture": model.architecture, "training": training | {"precision": model.precision}}
         self.team = team or Team(model.strategy)
         check_replicas(self.team, batch_size, len(images), jit_compile)
-        self.learning_rate = learning_rate
         self.optimizers = model.make_optimizers(learning_rate, beta1)
         self.epoch = self.seen = 0  # epochs done, images seen of the next; the step is the model's
         self.evaluated = 0  # the step of the last evaluation

@@ -229,7 +229,9 @@ class Site:
         def draw():
             if generated is None:
                 return show(edit)
-            return show(edit, self.searches.completer.blend(edit.images, generated, edit.holes, asked["detail"]))
+            completer = self.searches.completer
+            blended = completer.blend(edit.images, generated, edit.holes, asked["detail"])
+            return show(edit, blended, completer.refiner)
 
         return await self.run(picture_response, page.photo, draw)
 

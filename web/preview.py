@@ -28,7 +28,8 @@ def previewer(photo, edit):
     """What shows an edit on its way in at most `PREVIEW` pixels: its rectangle, and a function.
 
     The rectangle is left, top, width and height. The function takes the edit with its faces and what they were
-    completed with, float (N, size, size, C), or None, and returns a picture; what is beside the faces it makes once.
+    completed with, float (N, size, size, C), or None, and a refiner or None, and returns a picture; what is beside
+    the faces it makes once.
     """
     import cv2
 
@@ -47,12 +48,12 @@ def previewer(photo, edit):
     small, hidden = pixels.reshape(*size[::-1], -1), hidden > 0
     textures = {}
 
-    def show(edit, completed=None):
+    def show(edit, completed=None, refiner=None):
         crops = [] if completed is None else session.to_crops(photo, completed)
         matrices = [matrix @ to_photo for matrix in edit.matrices[: len(crops)]]
         texture = textures.get(len(crops))
         filled, _, textures[len(crops)] = filling.into_photo(
-            small, hidden, crops, matrices, texture=texture, at_once=TEXTURE
+            small, hidden, crops, matrices, texture=texture, at_once=TEXTURE, refiner=refiner
         )
         return cut_out(filled, hole > 0)
 
