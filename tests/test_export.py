@@ -99,7 +99,7 @@ def exported(dcgan, encoder, tmp_path_factory):
     def write(form):
         folder = tmp_path_factory.mktemp(form) / "model"
         if form == "weights":
-            export.write_weights(folder, dcgan, encoder, folder)
+            export.write_weights(folder, dcgan, encoder, None, folder)
         else:
             formats.write(folder, dcgan, encoder, form)
         return folder
