@@ -100,5 +100,6 @@ def test_what_is_wrong_is_one_line(refined, larger, tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / MINE / "refiner")
     Refiner.load(refined / MINE, DCGAN.load(refined / MINE)).export(tmp_path / MINE)
     assert "without the state of its training" in error(tmp_path, "--dataset", larger)
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")  # which several machines set, for all that run after
     monkeypatch.setenv("TF_CONFIG", '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 0}}')
     assert "TF_CONFIG: names several machines" in error(tmp_path, "--dataset", larger)

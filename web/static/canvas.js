@@ -68,7 +68,7 @@ function clear(canvas) {
 }
 
 // A layer is a hole that was filled: `rough` is it at detail 0, `fine` at detail 1, and a mixture of them at any other, as
-// blending is linear in the detail.
+// blending is linear in the detail, and a refiner nearly so.
 function drawLayer(context, layer) {
   for (const [bitmap, alpha] of [[layer.rough, 1], [layer.fine, layer.detail]]) {
     if (bitmap) {
