@@ -97,7 +97,8 @@ def load_completer(args, directory):
 
         device = ops.use_device()
     settings = {name: getattr(args, flag) for name, (flag, *_) in SEARCH.items() if getattr(args, flag) is not None}
-    completer = Completer.load(directory, args.start, args.blend, args.detail, args.seed, **settings)
+    photos = args.photo or args.put_back
+    completer = Completer.load(directory, args.start, args.blend, args.detail, args.seed, photos, **settings)
     start = f"an encoder of step {completer.encoder.step}" if completer.encoder else "candidates"
     print(f"{device}\n{checkpoint.describe(directory, completer.dcgan)}")
     print(f"start: {start}; blending: {completer.blending}")
@@ -136,8 +137,7 @@ def complete(args):
         folders = [out_dir / (f"photos_{sample}" if args.samples > 1 else "photos") for sample in range(args.samples)]
         parts = restoring.make_parts(crops, images, completed) if images else []
         kind, refiner = (images.holes.kind, completer.refiner) if images else ("alpha", None)
-        lines = restoring.restore(folders, parts, kind, args.seed, photos, refiner)
-        summary = lines + summary
+        summary = restoring.restore(folders, parts, kind, args.seed, photos, refiner) + summary
     print(*summary, sep="\n")
 
 

@@ -35,12 +35,13 @@ class Completer:
     refiner: Refiner | None = None  # which draws completed faces at twice the size, for whole photos
 
     @classmethod
-    def load(cls, directory, start=None, blending=None, detail=None, seed=0, **settings):
+    def load(cls, directory, start=None, blending=None, detail=None, seed=0, photos=False, **settings):
         """The model in a directory, with its encoder and prior as far as they are there and used.
 
         start: "encoder" or "candidates"; by default the encoder where there is one, but for hmc or where `candidates`
-        are given. blending: "gaussian" where there is a prior, else "poisson". That there is no encoder is
-        reported on standard error. Raises UserError where something is asked for that the model does not have.
+        are given. blending: "gaussian" where there is a prior, else "poisson". photos: whether it completes whole
+        photos, with the refiner if there is one. That there is no encoder is reported on standard error. Raises
+        UserError where something is asked for that the model does not have.
         """
         dcgan = DCGAN.load(directory)
         remedy = f"./train-encoder.py --checkpointDir {directory} --dataset DIR"
@@ -65,7 +66,7 @@ class Completer:
         if notice:
             print(f"{directory}: {notice}, and saves {SAVED}", file=sys.stderr)
         blending = blending or ("gaussian" if faces else "poisson")
-        detail, refiner = DETAIL if detail is None else detail, Refiner.load(directory, dcgan)
+        detail, refiner = DETAIL if detail is None else detail, Refiner.load(directory, dcgan) if photos else None
         return cls(dcgan, encoder, faces, blending, detail, seed, settings, refiner)
 
     def complete(self, images, holes, sample=0, progress=None, numbers=None, near=None):

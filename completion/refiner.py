@@ -34,16 +34,22 @@ class Refiner:
     Sizes are those for a DCGAN of 64 pixels.
     """
 
-    def __init__(self, dcgan, precision="float32"):
-        """Build the networks with fresh weights; for the other arguments see `DCGAN`, whose strategy it shares."""
+    def __init__(self, dcgan, precision="float32", trains=True):
+        """Build the networks with fresh weights; one that no longer `trains` has only the one that draws.
+
+        For the other arguments see `DCGAN`, whose strategy it shares.
+        """
         self.dcgan, self.precision, self.strategy = dcgan, precision, dcgan.strategy
         self.architecture, self.size, self.c_dim = dcgan.architecture, 2 * dcgan.image_size, dcgan.c_dim
         self.step = 0  # training steps behind the weights
         with ops.precision(precision):
-            self.network, self.average = self.build("refiner"), self.build("refiner_ema")
-            self.discriminator = self.build_discriminator()
-        self.average.set_weights(self.network.get_weights())
-        self.networks = {"refiner": self.network, "refiner_ema": self.average, "discriminator": self.discriminator}
+            self.average = self.build("refiner_ema")
+            self.network = self.build("refiner") if trains else None
+            self.discriminator = self.build_discriminator() if trains else None
+        self.networks = {"refiner_ema": self.average}
+        if trains:
+            self.average.set_weights(self.network.get_weights())
+            self.networks |= {"refiner": self.network, "discriminator": self.discriminator}
 
     def build(self, name):
         """A U of convolutions (Ronneberger et al. 2015), whose result is added to the completed image, enlarged.
@@ -142,8 +148,8 @@ class Refiner:
                 precision = checkpoint.read_part_config(place, dcgan.architecture, "train-refiner.py")["weights"]
                 if place == folder and precision == "float32":  # a run that has not measured it yet
                     continue
-                stored = cls(dcgan, precision)
-                step = checkpoint.restore(place, {"refiner_ema": stored.average})["step"]
+                stored = cls(dcgan, precision, trains=False)
+                step = checkpoint.restore(place, stored.networks)["step"]
             except cli.UserError as error:
                 print(f"skipped {error}", file=sys.stderr)
                 continue
@@ -153,8 +159,8 @@ class Refiner:
         return None
 
     def converted(self, precision):
-        """The same refiner at another precision."""
-        other = Refiner(self.dcgan, precision)
+        """The same refiner at another precision, to draw with."""
+        other = Refiner(self.dcgan, precision, trains=False)
         with np.errstate(over="ignore"):  # `export` reports it
             other.average.set_weights(self.average.get_weights())
         other.step = self.step
@@ -167,9 +173,7 @@ class Refiner:
         """
         half = self.converted("float16")
         config = {"architecture": self.architecture | {"ema": 0.0}}
-        checkpoint.publish(
-            Path(directory) / checkpoint.REFINER, config, {"refiner_ema": half.average}, {"step": self.step}
-        )
+        checkpoint.publish(Path(directory) / checkpoint.REFINER, config, half.networks, {"step": self.step})
 
 
 def hole_error(drawn, images, masks):

@@ -47,7 +47,7 @@ def load_completer(directory):
 
         ops.use_device()
         from completion.completer import Completer
-    completer = Completer.load(directory)
+    completer = Completer.load(directory, photos=True)
     holes = masks.holes("alpha", [masks.make("center", completer.dcgan.image_size)])
     short = dataclasses.replace(completer, settings={"iterations": 1})
     for _ in short.complete(np.zeros((1, *completer.dcgan.image_shape), np.float32), holes):
