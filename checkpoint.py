@@ -85,15 +85,6 @@ def read_part_config(folder, architecture, script):
     return config
 
 
-def check_trainable(folder, config, what):
-    """Raise UserError if a folder beside a model holds weights without the state of their training."""
-    if config["weights"] != "float32":
-        raise cli.UserError(
-            f"{folder}: holds {what} without the state of its training; copy the model without it to another "
-            "--checkpointDir, and train one there"
-        )
-
-
 def find(directory):
     """The checkpoints in a directory, as TensorFlow names them (".../ckpt-STEP"), the newest first."""
     found = [path.with_suffix("") for path in Path(directory).glob("ckpt-*.index") if path.is_file()]

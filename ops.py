@@ -224,6 +224,13 @@ def contextual_loss(generated, images, weights):
     return tf.reduce_sum(tf.abs(weights * generated - weights * images), axis=[-3, -2, -1])
 
 
+def hole_error(drawn, images, masks):
+    """Mean |drawn - y| of each image over its hole, (N,)."""
+    hidden = 1 - masks
+    count = tf.maximum(tf.reduce_sum(hidden, [1, 2, 3]), 1.0) * images.shape[-1]
+    return tf.reduce_sum(hidden * tf.abs(drawn - images), [1, 2, 3]) / count
+
+
 def mean_pool(images, pool):
     """The means of `pool` x `pool` pixels: (..., H, W, C) -> (..., H / pool, W / pool, C)."""
     return images if pool == 1 else tf.nn.avg_pool2d(images, pool, pool, "VALID")

@@ -33,22 +33,9 @@ def parse_args():
     return parser, parser.parse_args()
 
 
-def settings(args, folder):
-    """The model's architecture, and the settings of this run: the flags given, then those kept in the folder."""
-    checkpoint.choose(args.checkpointDir)
-    architecture, saved = checkpoint.read_config(args.checkpointDir)["architecture"], {}
-    if checkpoint.find(folder):
-        config = checkpoint.read_part_config(folder, architecture, "train-encoder.py")
-        saved = {"precision": "float32"} | config["training"]
-        checkpoint.check_trainable(folder, config, "an encoder")
-    training = checkpoint.settings(args, checkpoint.ENCODER_TRAINING, saved)
-    checkpoint.check_precision(folder, saved.get("precision"), training["precision"], f"remove {folder}")
-    return architecture, training
-
-
 def train(args):
     place, folder = cluster.place(), utils.inside(args.checkpointDir, checkpoint.ENCODER)
-    architecture, options = settings(args, folder)
+    architecture, options = launch.part_settings(args, folder, checkpoint.ENCODER_TRAINING, "train-encoder.py")
     with launch.workers(args, place, folder, "--checkpointDir") as team:
         import ops
         from completion.encoder import Encoder

@@ -31,24 +31,11 @@ def parse_args():
     return parser, parser.parse_args()
 
 
-def settings(args, folder):
-    """The settings of this run: the flags given, then those kept in the folder, then the defaults."""
-    checkpoint.choose(args.checkpointDir)
-    architecture, saved = checkpoint.read_config(args.checkpointDir)["architecture"], {}
-    if checkpoint.find(folder):
-        config = checkpoint.read_part_config(folder, architecture, "train-refiner.py")
-        saved = {"precision": "float32"} | config["training"]
-        checkpoint.check_trainable(folder, config, "a refiner")
-    training = checkpoint.settings(args, checkpoint.REFINER_TRAINING, saved)
-    checkpoint.check_precision(folder, saved.get("precision"), training["precision"], f"remove {folder}")
-    return training
-
-
 def train(args):
     place, folder = cluster.place(), utils.inside(args.checkpointDir, checkpoint.REFINER)
     if place.count > 1:
         raise cli.UserError("TF_CONFIG: names several machines, and a refiner trains on one; unset it")
-    options = settings(args, folder)
+    _, options = launch.part_settings(args, folder, checkpoint.REFINER_TRAINING, "train-refiner.py")
     with launch.workers(args, place, folder, "--checkpointDir") as team:
         import ops
         from completion.completer import Completer

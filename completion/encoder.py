@@ -52,10 +52,8 @@ class Encoder:
     def losses(self, images, masked, masks, training):
         """Mean |G(E) - y| of each image, over all of it and over its hole, (N,) each."""
         z = self.network(tf.concat([masked, masks], -1), training=training)
-        error = tf.abs(self.dcgan.inference_generator(z, training=False) - images)
-        hidden = 1 - masks
-        count = tf.maximum(tf.reduce_sum(hidden, [1, 2, 3]), 1.0) * images.shape[-1]
-        return tf.reduce_mean(error, [1, 2, 3]), tf.reduce_sum(hidden * error, [1, 2, 3]) / count
+        drawn = self.dcgan.inference_generator(z, training=False)
+        return tf.reduce_mean(tf.abs(drawn - images), [1, 2, 3]), ops.hole_error(drawn, images, masks)
 
     def make_optimizers(self, learning_rate, beta1):
         """Adam for the network, in a dict, ready to be restored from a checkpoint."""

@@ -122,7 +122,7 @@ class Refiner:
         images, completed, masks = map(ops.replica_share, (images, completed, masks))
         with tf.GradientTape() as r_tape, tf.GradientTape() as d_tape:
             drawn = self.draw(self.network, completed, masks * images, masks, training=True)
-            l1, coarse = (hole_error(each, images, masks) for each in (drawn, enlarge(completed, self.size)))
+            l1, coarse = (ops.hole_error(each, images, masks) for each in (drawn, enlarge(completed, self.size)))
             filled = masks * images + (1 - masks) * tf.clip_by_value(drawn, -1.05, 1.05)
             real, *real_features = self.discriminator(tf.concat([images, masks], -1), training=True)
             fake, *fake_features = self.discriminator(tf.concat([filled, masks], -1), training=True)
@@ -174,13 +174,6 @@ class Refiner:
         half = self.converted("float16")
         config = {"architecture": self.architecture | {"ema": 0.0}}
         checkpoint.publish(Path(directory) / checkpoint.REFINER, config, half.networks, {"step": self.step})
-
-
-def hole_error(drawn, images, masks):
-    """Mean |drawn - y| of each image over its hole, (N,)."""
-    hidden = 1 - masks
-    count = tf.maximum(tf.reduce_sum(hidden, [1, 2, 3]), 1.0) * images.shape[-1]
-    return tf.reduce_sum(hidden * tf.abs(drawn - images), [1, 2, 3]) / count
 
 
 def feature_distance(fake, real):

@@ -339,10 +339,12 @@ def find_masks(sources, settings):
     for source, mirrored in sources.items() if named else ():
         with contextlib.suppress(cli.UserError):
             found[source] = os.path.abspath(masks.named_as(mirrored, named, settings.mask_dir))
-    for mask in set(found.values()):
-        twins = {os.path.splitext(sources[source])[0] for source in found if found[source] == mask}
-        if len(twins) > 1:  # a.jpg and a.png, side by side, share theirs
-            which = " and ".join(source for source in found if found[source] == mask)
+    users = collections.defaultdict(list)
+    for source, mask in found.items():
+        users[mask].append(source)
+    for mask, several in users.items():
+        if len({os.path.splitext(sources[source])[0] for source in several}) > 1:  # a.jpg and a.png share theirs
+            which = " and ".join(several)
             raise cli.UserError(f"--maskDir {mask}: would be the mask of {which}; put masks into the same subfolders")
     return found
 

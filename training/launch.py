@@ -29,6 +29,28 @@ def add_flags(parser, table, epochs, samples, evaluated):
     checkpoint.add_settings(group, table)
 
 
+def part_settings(args, folder, table, script):
+    """The architecture of a model, and the settings of a run of `script`, which learns for it into `folder` beside it.
+
+    The settings of a table are the flags given, then those kept in the folder, then the defaults. Raises UserError if
+    the folder cannot be resumed.
+    """
+    checkpoint.choose(args.checkpointDir)
+    architecture, saved = checkpoint.read_config(args.checkpointDir)["architecture"], {}
+    if checkpoint.find(folder):
+        config = checkpoint.read_part_config(folder, architecture, script)
+        saved = {"precision": "float32"} | config["training"]
+        if config["weights"] != "float32":
+            what = {checkpoint.ENCODER: "an encoder", checkpoint.REFINER: "a refiner"}[Path(folder).name]
+            raise cli.UserError(
+                f"{folder}: holds {what} without the state of its training; copy the model without it to another "
+                "--checkpointDir, and train one there"
+            )
+    training = checkpoint.settings(args, table, saved)
+    checkpoint.check_precision(folder, saved.get("precision"), training["precision"], f"remove {folder}")
+    return architecture, training
+
+
 @contextlib.contextmanager
 def workers(args, place, folder, flag, samples=None):
     """Yield the `Team` that trains together into `folder`, which `flag` names, once all have met.

@@ -53,7 +53,7 @@ def test_the_losses_are_those_of_the_papers():
     truth, _, masks = inputs()
     drawn, hidden = images(2, 32), masks[..., 0] == 0
     expected = [np.abs(drawn - truth)[i][hidden[i]].mean() for i in range(2)]
-    np.testing.assert_allclose(refiner.hole_error(drawn, truth, masks), expected, rtol=1e-5)
+    np.testing.assert_allclose(ops.hole_error(drawn, truth, masks), expected, rtol=1e-5)
     masks[0] = 1  # no hole, nothing to judge
     masks[1, 16:] = 1  # the hole reaches the upper patches alone
     real, fake = (np.float32(RNG.normal(size=(2, 2, 2, 1))) for _ in range(2))
