@@ -103,7 +103,11 @@ def read_hidden(path, tell=False):
     That is reported if it is to `tell`.
     Raises UserError if it is no mask.
     """
-    image = utils.open_image(path)
+    return hidden_in(utils.open_image(path), path, tell)
+
+
+def hidden_in(image, path, tell=False):
+    """What the mask that is a Pillow image hides, see `read_hidden`; path: what messages call it."""
     try:
         grey = np.asarray(utils.flatten(image, "black").convert("L"))
     except ValueError as error:  # of rare modes such as LAB
@@ -210,12 +214,13 @@ def missing(image):
     return np.asarray(image.convert("RGBA"))[..., 3] < 255
 
 
-def hidden_by(path, shape):
+def hidden_by(path, shape, image=None):
     """What the mask image `path` hides of a photo of `shape`, boolean (H, W).
 
+    image: the Pillow image in it, where it is decoded already.
     Raises UserError if it is of another size, or no mask, or hides nothing, or most.
     """
-    white = read_hidden(path, tell=True)
+    white = hidden_in(image, path) if image else read_hidden(path, tell=True)
     if white.shape != shape:
         sizes = ["x".join(map(str, each[::-1])) for each in (white.shape, shape)]
         raise cli.UserError(f"{path}: a mask of {sizes[0]} pixels, for a photo of {sizes[1]}; make it as large")

@@ -32,7 +32,7 @@ class Photo(NamedTuple):
 
     pixels: np.ndarray  # uint8 (H, W, 1 or 3), upright
     alpha: np.ndarray | None  # uint8 (H, W): below 255 where something is missing; None where nothing is
-    metadata: dict  # what a PNG file keeps beside the pixels, for Pillow
+    metadata: dict  # what a file keeps beside the pixels, for Pillow; see `png_metadata`
     lost: list  # what it cannot keep, in words
     cut_out: np.ndarray | None = None  # uint8 (H, W): the transparency that stays, as a mask tells what is to be filled
 
@@ -99,9 +99,10 @@ def with_alpha(pixels, alpha):
 def png_metadata(file, image):
     """What a PNG file keeps of a photo beside its pixels, a dict for Pillow, and a list of what is lost, in words.
 
+    JPEG and WebP files take the same dict, and from it some texts that PNG has as chunks.
     file: its path, or a binary file; image: the Pillow image that `utils.decode` made of it.
     """
-    kept, lost = {}, []
+    kept, lost = {name: image.info[name] for name in ("xmp", "comment") if isinstance(image.info.get(name), bytes)}, []
     with Image.open(file) as raw:
         kept["pnginfo"] = png_chunks(image.info, raw.format == "PNG")
         if ";16" in f"{raw.mode} {raw.tile}":

@@ -167,6 +167,7 @@ class Site:
             if self.searches.detector is None:
                 raise HTTPException(503, self.searches.failure)
             photo = await self.run(session.open_photo, data)
+            kind = session.kind_of(data)
         page.events.put_nowait(dict(opened=True))
         faces = await self.run(session.find_faces, photo, self.searches.detector)
         if page.id not in self.pages:
@@ -177,17 +178,35 @@ class Site:
         height, width = photo.pixels.shape[:2]
         size = session.OUTLINE_SIZE
         outlines = [preview.corners(geometry.affine(face.landmarks, size), size) for face in faces]
-        return JSONResponse(dict(width=width, height=height, faces=outlines, transparent=photo.alpha is not None))
+        seen = dict(width=width, height=height, faces=outlines, transparent=photo.alpha is not None)
+        return JSONResponse(seen | dict(kind=kind))
 
     async def photo(self, request):
         """The photo as it was opened."""
         photo = self.find_page(request).photo
         return await self.run(picture_response, photo, preview.as_picture, photo)
 
+    async def close_photo(self, request):
+        """Forget the photo."""
+        self.find_page(request, photo=False).open()
+        return JSONResponse({})
+
     async def transparent(self, request):
-        """What is transparent in the photo, opaque."""
-        photo = self.find_page(request).photo
-        return await self.run(picture_response, photo, preview.transparency, photo)
+        """What is transparent in the photo, as a stroke's mask."""
+        return await self.run(mask_response, self.find_page(request).photo.hidden)
+
+    async def open_mask(self, request):
+        """What the mask that is the request's body hides of the photo, as a stroke's mask."""
+        photo, name = self.find_page(request).photo, request.query_params.get("name", "mask")[:200]
+        async with self.bodies.read(request, session.MAX_BYTES) as data:
+            return await self.run(mask_response, await self.run(session.open_mask, data, name, photo))
+
+    async def save_mask(self, request):
+        """What is painted, as the mask that complete.py takes: white on black, of the photo's size."""
+        async with self.bodies.read(request, requests.JSON_BYTES) as data:
+            strokes = requests.parse_mask(data)
+        hole = await self.run(session.painted, strokes, self.find_page(request).photo)
+        return Response(await self.run(session.save_mask, hole), media_type="image/png")
 
     async def fill(self, request):
         """Queue the search that fills what is painted; answers its number."""
@@ -236,11 +255,11 @@ class Site:
         return await self.run(picture_response, page.photo, draw)
 
     async def save(self, request):
-        """The whole photo with one of the answers, or as it was, as a PNG file."""
-        page = self.find_page(request)
-        photo, asked = page.photo, requests.parse_query(request) if request.query_params else None
+        """The whole photo with one of the answers, or as it was, as a file of the kind that is asked for."""
+        page, kind = self.find_page(request), requests.parse_kind(request)
+        photo, asked = page.photo, requests.parse_query(request) if "fill" in request.query_params else None
         layers = await self.flatten(request, page, asked)
-        return Response(await self.run(session.save, photo, layers), media_type="image/png")
+        return Response(await self.run(session.save, photo, layers, kind), media_type=f"image/{kind.lower()}")
 
 
 def encode_event(event):
@@ -254,6 +273,11 @@ def picture_response(photo, function, *args):
     if picture.mode == "RGBA":
         return Response(preview.encode(picture, "PNG", photo, compress_level=1), media_type="image/png")
     return Response(preview.encode(picture, "JPEG", photo, quality=95, subsampling=0), media_type="image/jpeg")
+
+
+def mask_response(hidden):
+    """The response that holds boolean (H, W) as a stroke's mask: white, and transparent beside it."""
+    return Response(session.save_mask(hidden, transparency=0), media_type="image/png")
 
 
 def report_fault(loop, context):
@@ -277,10 +301,10 @@ def make_app(site, hosts=None, token=None, cookie="paint"):
     """The ASGI app of a `Site`; for the others see `security.restrict_access`."""
     routes = [Route("/events", site.events)]
     for name, handler, method in (
-        ("photo", site.upload, "PUT"), ("photo", site.photo, "GET"), ("transparent", site.transparent, "GET"),
+        ("photo", site.upload, "PUT"), ("photo", site.photo, "GET"), ("photo", site.close_photo, "DELETE"),
+        ("transparent", site.transparent, "GET"), ("mask", site.open_mask, "PUT"), ("mask", site.save_mask, "POST"),
         ("fills", site.fill, "POST"), ("stop", site.stop, "POST"), ("patch", site.patch, "GET"),
-        ("preview", site.quick_patch, "GET"),
-        ("mended", site.save, "GET"),
+        ("preview", site.quick_patch, "GET"), ("mended", site.save, "GET"),
     ):  # fmt: skip
         routes.append(Route(f"/pages/{{page}}/{name}", handler, methods=[method]))
     routes.append(Mount("/", StaticFiles(directory=STATIC, html=True)))

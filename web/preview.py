@@ -76,11 +76,6 @@ def as_picture(photo):
     return picture.convert("RGBA")
 
 
-def transparency(photo):
-    """What is transparent in the photo, opaque."""
-    return cut_out(np.full((*photo.pixels.shape[:2], 1), 255, np.uint8), photo.hidden)
-
-
 def encode(picture, kind, photo, **options):
     """A picture of a part of a photo, in its colours, as an image file of some kind: bytes."""
     file = io.BytesIO()

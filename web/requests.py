@@ -1,6 +1,7 @@
 """What is asked of the server of paint.py: sizes, numbers and strokes are checked before they are used."""
 
 import asyncio
+import base64
 import contextlib
 import json
 
@@ -11,9 +12,9 @@ from starlette.requests import ClientDisconnect
 from web import session
 
 BRUSH = 32767  # pixels, the widest line that OpenCV draws
-FACES = 20  # that are marked by hand, at most
+FACES, MASKS = 20, 20  # that are marked by hand, and that are opened, at most
 BODIES, UPLOAD, PAUSE = 2**28, 600, 20  # bytes in memory at once; seconds that a body takes, and a pause in it, at most
-JSON_BYTES, PAINT = 2**21, 10**10  # of what is painted: bytes, and points times the brush's area, at most
+JSON_BYTES, PAINT = 2**23, 10**10  # of what is painted: bytes, and points times the brush's area, at most
 
 
 class Bodies:
@@ -73,8 +74,8 @@ def parse_points(value):
 
 def parse_stroke(value):
     """A `session.Stroke`; raises ValueError if it is none."""
-    if value.get("transparent") is True:
-        return session.Stroke(transparent=True)
+    if "mask" in value:
+        return session.Stroke(mask=base64.b64decode(value["mask"], validate=True))
     size = parse_number(value["size"], 1, BRUSH)
     return session.Stroke(parse_points(value["points"]), size, value.get("erases") is True)
 
@@ -91,16 +92,37 @@ def parse_answer(value):
 def parse_query(request):
     """`parse_answer` of a request's query; raises HTTPException if it is none."""
     with reported():
-        return parse_answer({name: json.loads(text) for name, text in request.query_params.items()})
+        return parse_answer({name: json.loads(request.query_params[name]) for name in ("fill", "answer", "detail")})
+
+
+def parse_kind(request):
+    """As what kind of file a photo is to be saved, one of `session.KINDS`; raises HTTPException if it is none."""
+    kind = request.query_params.get("kind", "PNG")
+    if kind not in session.KINDS:
+        raise HTTPException(400, f"Not a request of this page: no {kind:.40} is saved")
+    return kind
+
+
+def parse_strokes(body):
+    """The `session.Stroke`s of a request; raises ValueError or HTTPException if they are none, or too many."""
+    strokes = [parse_stroke(stroke) for stroke in body["strokes"]]
+    paint = sum(len(stroke.points) * stroke.size**2 for stroke in strokes)
+    if paint > PAINT or sum(bool(stroke.mask) for stroke in strokes) > MASKS:
+        raise HTTPException(422, "That is too much paint at once: fill a part of it first.")
+    return strokes
+
+
+def parse_mask(data):
+    """What is painted: strokes."""
+    with reported():
+        return parse_strokes(json.loads(data))
 
 
 def parse_fill(data):
     """What is to be filled, a dict: strokes, marked faces, and the answers that are its base and near it, or None."""
     with reported():
         body = json.loads(data)
-        strokes = [parse_stroke(stroke) for stroke in body["strokes"]]
-        if sum(len(stroke.points) * stroke.size**2 for stroke in strokes) > PAINT:
-            raise HTTPException(422, "That is too much paint at once: fill a part of it first.")
+        strokes = parse_strokes(body)
         marked = [parse_points(points) for points in body.get("marked", [])]
         if len(marked) > FACES or any(len(points) != 3 for points in marked):
             raise ValueError("a face is marked by three points")

@@ -3,7 +3,7 @@
     photo = open_photo(data)
     edit = with_faces(photo, start_edit(photo, strokes), find_faces(photo, detector), completer, detector)
     for number, state in find_answers(edit, completer, stop): ...     # four, one after the other
-    png = save(photo, flatten(photo, edit, 0, 0.75, completer))       # the photo with the first of them
+    png = save(photo, flatten(photo, edit, 0, 0.75, completer))       # the photo with the first of them, as a file
 
 The steps are those of `complete.py --photo`, by the same functions. Points are in pixels of the upright photo, from its
 upper left corner; a part of a photo is a pair of slices.
@@ -27,6 +27,8 @@ from completion import masks, prior
 from photos import detection, filling, geometry, occlusion, reading
 
 FORMATS = ["PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF"]
+# in which a photo is saved, and how; a mask in the first
+KINDS = {"PNG": dict(compress_level=4), "JPEG": dict(quality=95, subsampling=0), "WEBP": dict(quality=95)}
 # of a photo: bytes and pixels at most, pixels of a side at least, the longer side by the shorter at most
 MAX_BYTES, MAX_PIXELS, MIN_SIDE, MAX_ASPECT = 64 * 2**20, 50 * 10**6, 32, 20
 MIN_SCORE = 0.15  # of a face that is outlined: two false ones in 24 photos had less, no true one
@@ -62,18 +64,50 @@ class DetectedFace(NamedTuple):
     landmarks: np.ndarray  # (68, 2), pixels of the photo itself, as OpenCV counts
 
 
-def open_photo(data):
-    """The `reading.Photo` in the bytes of an image file; raises UserError if it is no image, or too large or slim."""
+@contextlib.contextmanager
+def report_unreadable(name=""):
+    """Raise UserError, which begins with `name`, where a file that is decoded inside is no image, or damaged."""
     try:
-        image = utils.decode(io.BytesIO(data), FORMATS, MAX_PIXELS)
-        if min(image.size) < MIN_SIDE or max(image.size) > MAX_ASPECT * min(image.size):
-            raise ValueError(f"{image.width}x{image.height} pixels are too small, or too slim")
-        return reading.to_photo(image, io.BytesIO(data))
+        yield
+    except cli.UserError:
+        raise
     except Exception as error:  # Pillow raises anything on a damaged file
         why = "it is no image, or damaged" if isinstance(error, OSError | SyntaxError) else error
         if isinstance(error, Image.DecompressionBombError):
             why = f"more than {MAX_PIXELS} pixels in all"
-        raise cli.UserError(f"cannot be opened ({why}); choose a PNG, JPEG or WebP file") from error
+        raise cli.UserError(f"{name}cannot be opened ({why}); choose a PNG, JPEG or WebP file") from error
+
+
+def open_photo(data):
+    """The `reading.Photo` in the bytes of an image file; raises UserError if it is no image, or too large or slim."""
+    with report_unreadable():
+        image = utils.decode(io.BytesIO(data), FORMATS, MAX_PIXELS)
+        if min(image.size) < MIN_SIDE or max(image.size) > MAX_ASPECT * min(image.size):
+            raise ValueError(f"{image.width}x{image.height} pixels are too small, or too slim")
+        return reading.to_photo(image, io.BytesIO(data))
+
+
+def kind_of(data):
+    """Which of `KINDS` a photo's file is, the first where it is none of them."""
+    with Image.open(io.BytesIO(data)) as image:
+        kind = "JPEG" if image.format == "MPO" else image.format
+    return kind if kind in KINDS else "PNG"
+
+
+def open_mask(data, name, photo):
+    """What the mask in the bytes of an image file hides of the photo, boolean (H, W), as complete.py reads --mask.
+
+    Raises UserError, which begins with the file's `name`, if it is no image, or no mask of this photo.
+    """
+    with report_unreadable(f"{name}: "):
+        return masks.hidden_by(name, photo.pixels.shape[:2], utils.decode(io.BytesIO(data), FORMATS, MAX_PIXELS))
+
+
+def save_mask(hole, **options):
+    """A hole, boolean (H, W), as a PNG file of a mask: bytes; options: for Pillow."""
+    file = io.BytesIO()
+    Image.fromarray(hole).save(file, "PNG", **options)
+    return file.getvalue()
 
 
 def find_faces(photo, detector):
@@ -86,22 +120,24 @@ def find_faces(photo, detector):
 
 
 class Stroke(NamedTuple):
-    """A stroke of the brush, or of the eraser; or what is transparent in the photo, as if it had been painted."""
+    """A stroke of the brush, or of the eraser; or all that a mask hides, as if it had been painted."""
 
     points: np.ndarray = np.zeros((0, 2))  # (N, 2), x and y
     size: float = 0  # the brush's diameter, pixels
     erases: bool = False
-    transparent: bool = False
+    mask: bytes = b""  # as `save_mask` writes it
 
 
 def painted(strokes, photo):
-    """The hole that strokes make, one after the other: boolean (H, W)."""
+    """The hole that strokes make, one after the other: boolean (H, W). Raises UserError if a mask is none of it."""
     import cv2
 
     hole = np.zeros(photo.pixels.shape[:2], np.uint8)
     for stroke in strokes:
-        if stroke.transparent:
-            hole[photo.hidden] = 1
+        if stroke.mask:
+            with report_unreadable():
+                image = utils.decode(io.BytesIO(stroke.mask), ["PNG"], hole.size)
+                hole[np.asarray(image.convert("L")) >= 128] = 1
             continue
         fixed = np.round((np.clip(stroke.points, -1e6, 1e6) - 0.5) * 8).astype(np.int32)  # eighths of a pixel
         cv2.circle(hole, fixed[0].tolist(), round(stroke.size * 4), int(not stroke.erases), cv2.FILLED, shift=3)
@@ -329,12 +365,12 @@ def layers_up_to(edit, rendered):
     return [*edit.layers, Layer(edit.part, rendered, edit.hole)]
 
 
-def save(photo, layers=()):
-    """The photo under layers as a PNG file of its own size that keeps its metadata: bytes."""
+def save(photo, layers=(), kind="PNG"):
+    """The photo under layers as a file of its own size, of one of `KINDS`, that keeps its metadata: bytes."""
     pixels, transparent = composite(photo, layers, WHOLE)
     picture = utils.to_picture(pixels)
-    if transparent.any():
+    if transparent.any() and kind != "JPEG":
         picture.putalpha(Image.fromarray(np.where(transparent, photo.alpha, np.uint8(255))))
     file = io.BytesIO()
-    picture.save(file, "PNG", compress_level=4, **photo.metadata)
+    picture.save(file, kind, **KINDS[kind], **photo.metadata)
     return file.getvalue()

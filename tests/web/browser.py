@@ -102,8 +102,8 @@ class Painter:
         self.page.click("#fill")
         self.says(SEARCHED.pattern)
 
-    def save(self):
-        """Save the photo; returns its pixels, and the name of its file."""
+    def save(self, button="#save"):
+        """Save the photo, or its mask; returns its pixels, and the name of its file."""
         with self.page.expect_download() as download:
-            self.page.click("#save")
+            self.page.click(button)
         return np.asarray(Image.open(download.value.path())), download.value.suggested_filename

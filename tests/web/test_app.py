@@ -1,6 +1,7 @@
 """The server of the page, asked without a browser: whom it answers, what it takes, and who waits for whom."""
 
 import asyncio
+import base64
 import contextlib
 import http.client
 import io
@@ -110,6 +111,7 @@ def test_a_photo_is_opened_filled_and_saved(url):
         browser.ready()
         seen = browser.ask("PUT", "photo", png(PORTRAIT))
         assert (seen["width"], seen["height"], len(seen["faces"]), seen["transparent"]) == (300, 300, 1, False)
+        assert seen["kind"] == "PNG"
         shown = np.asarray(Image.open(io.BytesIO(browser.ask("GET", "photo"))), float)
         assert np.abs(shown - PORTRAIT).mean() < 3
         number = browser.fill()
@@ -139,6 +141,17 @@ def test_a_photo_is_opened_filled_and_saved(url):
         same = (twice == saved).all(-1)
         assert same[(saved == PORTRAIT).all(-1)].mean() > 0.99 and (~same).sum() > 1000
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(browser.ask("GET", "mended")))), PORTRAIT)
+        assert Image.open(io.BytesIO(browser.ask("GET", f"mended?{query}&kind=WEBP"))).format == "WEBP"
+        browser.ask("GET", f"mended?{query}&kind=TIFF", status=400)
+
+        mask = browser.ask("POST", "mask", json.dumps(FILL))
+        assert (saved != PORTRAIT)[~np.asarray(Image.open(io.BytesIO(mask)))].sum() == 0
+        stroke = dict(mask=base64.b64encode(browser.ask("PUT", "mask", mask)).decode())
+        assert browser.ask("POST", "mask", json.dumps(dict(strokes=[stroke]))) == mask
+        small = png(np.zeros((9, 9), np.uint8))
+        assert browser.ask("PUT", "mask?name=m.png", small, status=422)["error"].startswith("m.png: a mask of 9x9")
+        browser.ask("DELETE", "photo")
+        browser.ask("GET", "photo", status=410)
 
 
 @pytest.mark.parametrize(
@@ -353,14 +366,15 @@ def test_any_request_is_answered(url):
     rng, host = random.Random(0), urllib.parse.urlsplit(url).netloc
     with Browser(url).open() as browser:
         number = browser.fill()
-        names = ["photo", "transparent", "fills", "stop", "patch", "mended", "", "photo/../..", "%00", "%c3%a9"]
+        names = ["photo", "transparent", "mask", "fills", "stop", "patch", "mended", "", "photo/../..", "%00", "%c3%a9"]
         values = [f"fill={number}", "fill=-1", f"fill={10**20}", "fill=true", "answer=0", "answer=1e3", "detail=0.5"]
         values += ["detail=NaN", "detail=[[", "token=%ff"]
         strange = ["", "x" * 5000, "\x7f", "[]", "{", "*/*", "-1", "1e9", "gzip, br", "bytes=0-", "null", "é"]
         fields = "Accept Cookie Content-Type Range X-Forwarded-For Content-Encoding Expect Upgrade".split()
         fields += "If-None-Match Referer Sec-Fetch-Mode Authorization".split()
         bodies = [b"", b"{}", b"[" * 5000, json.dumps(FILL).encode(), rng.randbytes(3000), png(PORTRAIT)[:5000]]
-        bodies += [b'{"strokes": [{"transparent": true}]}', b'{"strokes": [{"points": [[1, 2]], "size": 1e999}]}']
+        strokes = [b'{"mask": "AAAA"}', b'{"mask": 7}', b'{"points": [[1, 2]], "size": 1e999}']
+        bodies += [b'{"strokes": [%s]}' % stroke for stroke in strokes]
         methods = ["GET", "PUT", "POST", "HEAD", "DELETE", "OPTIONS", "PATCH"]
         for _ in range(200):
             page = rng.choice([browser.page, browser.page, "x", "../x", "%2e%2e"])

@@ -262,19 +262,19 @@ def test_keys_alone_do_it_all(painter):
     assert {"overlay", "brush", "size", "undo", "mark", "fill", "detail", "save", "original", "fit"} <= reached
 
 
+DROP = """async ([kind, numbers]) => {
+    const data = new DataTransfer();
+    data.items.add(new File([new Uint8Array(numbers)], `${kind}.png`, { type: "image/png" }));
+    document.getElementById("status").textContent = ""; // which may tell of the one before
+    document.dispatchEvent(kind === "paste" ? new ClipboardEvent("paste", { clipboardData: data })
+        : new DragEvent("drop", { dataTransfer: data }));
+}"""
+
+
 def test_paste_drop_and_touch(painter, portrait):
     page = painter(has_touch=True).ready()
     for kind in ("paste", "drop"):
-        page.page.evaluate(
-            """async ([kind, numbers]) => {
-                const data = new DataTransfer();
-                data.items.add(new File([new Uint8Array(numbers)], `${kind}.png`, { type: "image/png" }));
-                document.getElementById("status").textContent = ""; // which may tell of the one before
-                document.dispatchEvent(kind === "paste" ? new ClipboardEvent("paste", { clipboardData: data })
-                    : new DragEvent("drop", { dataTransfer: data }));
-            }""",
-            [kind, list(portrait.read_bytes())],
-        )
+        page.page.evaluate(DROP, [kind, list(portrait.read_bytes())])
         page.says("1 face found")
     page.page.fill("#size", "60")
     page.page.touchscreen.tap(*page.place(150, 130))
@@ -310,6 +310,112 @@ def test_a_small_screen_holds_all_and_answers_are_not_lost(painter, portrait):
     page.page.close(run_before_unload=True)
     page.page.wait_for_timeout(500)
     assert asked == ["confirm", "beforeunload"]
+
+
+def test_a_mask_is_saved_opened_and_painted_on(painter, portrait, tmp_path):
+    page = painter("status of 422").ready().open(portrait)
+    assert page.page.is_disabled("#saveMask")
+    page.stroke([(112, 116), (176, 112)])
+    mask, name = page.save("#saveMask")
+    assert name == "portrait-mask.png" and mask.shape == PORTRAIT.shape[:2] and mask[114, 144] and not mask[160, 144]
+    Image.fromarray(mask).save(tmp_path / name)
+    Image.fromarray(mask[1:]).save(tmp_path / "small.png")
+    page.page.click("#clear")
+    page.page.set_input_files("#maskFile", tmp_path / "small.png")
+    page.says("small.png: a mask of 300x299 pixels, for a photo of 300x300")
+    page.page.set_input_files("#file", [tmp_path / name, portrait])  # together, in any order
+    page.says(f"{name} is painted")
+    assert inked(page) > 1000
+    np.testing.assert_array_equal(page.save("#saveMask")[0], mask)
+    page.page.check("#eraser")
+    page.stroke([(112, 116), (144, 114)])
+    erased, _ = page.save("#saveMask")
+    assert not (erased & ~mask).any() and erased[113, 170] and not erased[114, 130]
+    page.page.check("#brush")
+    page.fill()
+    page.stroke([(150, 160)])
+    both, _ = page.save("#saveMask")
+    assert both[159, 150] and (both | ~erased).all()
+
+
+def test_a_jpeg_file_can_be_saved_as_one(painter, tmp_path):
+    Image.fromarray(PORTRAIT).save(tmp_path / "portrait.jpg", quality=95)
+    page = painter().ready().open(tmp_path / "portrait.jpg")
+    page.stroke([(150, 130)])
+    page.fill()
+    assert page.save()[1] == "portrait-mended.png"
+    page.page.select_option("#kind", "JPEG")
+    page.says("all pixels are encoded again")
+    with page.page.expect_download() as download:
+        page.page.keyboard.press("s")
+    assert download.value.suggested_filename == "portrait-mended.jpg"
+    assert Image.open(download.value.path()).format == "JPEG"
+
+
+def test_a_reload_keeps_photo_and_paint_until_it_is_closed(painter, portrait):
+    page, other = (painter().ready() for _ in range(2))
+    page.open(portrait)
+    assert page.page.is_hidden("#kind")
+    page.stroke([(112, 116), (176, 112)])
+    mask, _ = page.save("#saveMask")
+    page.fill()
+    page.save()
+    page.stroke([(150, 160)])
+    page.save("#saveMask")
+    page.page.on("dialog", lambda dialog: dialog.accept())
+    page.page.reload()
+    page.says("the photo from before")
+    kept, name = page.save("#saveMask")
+    assert name == "portrait-mask.png" and kept[159, 150] and (kept | ~mask).all()
+    other.page.reload()
+    expect(other.page.locator("#empty")).to_be_visible()
+    page.page.click("#close")
+    page.says("forgotten")
+    page.page.reload()
+    page.ready()
+    expect(page.page.locator("#empty")).to_be_visible()
+
+
+def test_without_a_store_and_with_an_early_drop(painter, portrait):
+    """A browser that keeps nothing, and a photo that is dropped before the script has run."""
+    page = painter()
+    page.context.add_init_script("indexedDB.open = () => { throw new DOMException('no store', 'SecurityError'); };")
+    page.page.route("**/paint.js", lambda route: (page.page.evaluate(DROP, ["drop", numbers]), route.continue_()))
+    numbers = list(portrait.read_bytes())
+    page.page.reload()
+    page.says("1 face found")
+    page.page.unroute("**/paint.js")
+    page.page.reload()
+    page.ready()
+
+
+def test_a_face_found_under_the_paint_is_outlined(painter, tmp_path):
+    damaged = PORTRAIT.copy()
+    damaged[100:130, 100:190] = 255
+    Image.fromarray(damaged).save(tmp_path / "damaged.png")
+    page = painter().ready().open(tmp_path / "damaged.png")
+    page.says("No face found yet")
+
+    def outlined():
+        page.page.mouse.move(5, 5)
+        return page.page.evaluate("""async () => {
+            for (let i = 0; i < 2; i += 1) await new Promise(requestAnimationFrame);
+            const canvas = document.getElementById("overlay");
+            const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+            let count = 0;
+            for (let i = 0; i < data.length; i += 4) count += data[i] > 250 && data[i + 1] > 250 && data[i + 3] > 250;
+            return count;
+        }""")
+
+    page.page.fill("#size", "70")
+    page.stroke([(105, 115), (185, 115)])
+    assert not outlined()
+    page.fill()
+    page.says("A face was found under the paint")
+    page.page.click("#undo")
+    assert outlined() > 200
+    page.stroke([(150, 200)])
+    assert outlined() > 200
 
 
 def luminance(color):

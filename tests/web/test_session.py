@@ -13,8 +13,7 @@ from conftest import run
 from PIL import Image, ImageCms
 
 import checkpoint
-import utils
-from completion import search
+from completion import masks, search
 from photos import detection, filling, geometry, reading
 from web import preview, session
 
@@ -108,7 +107,7 @@ def test_the_answers_are_those_of_complete_photo(tmp_path, photo, start, complet
     edit = find(start(photo, marked=[np.array(POINTS) + 0.5]), completer)
 
     Image.fromarray(PORTRAIT).save(tmp_path / "photo.png")
-    utils.write_image(tmp_path / "mask.png", (255 * hidden[..., None]).astype(np.uint8))
+    (tmp_path / "mask.png").write_bytes(session.save_mask(hidden))
     words = "photo.png --photo --mask mask.png --samples 4 --outDir out --points".split()
     run("complete.py", *words, *(f"{x},{y}" for x, y in POINTS), "--checkpointDir", small_model, cwd=tmp_path)
     for answer in range(4):
@@ -233,10 +232,49 @@ def test_transparent_parts_are_unknown_and_stay(start, completer):
     np.testing.assert_array_equal(saved[..., 3], np.where(hidden, 255, alpha))
     np.testing.assert_array_equal(saved[~hidden][:, :3], PORTRAIT[~hidden])
 
-    all_of_it = session.start_edit(photo, [session.Stroke(transparent=True)])
+    all_of_it = session.start_edit(photo, [session.Stroke(mask=session.save_mask(photo.hidden, transparency=0))])
     np.testing.assert_array_equal(session.before(photo, all_of_it, session.WHOLE)[1], alpha < 255)
     saved = session.save(photo, session.flatten(photo, find(all_of_it, completer), 0, 1, completer))
     assert Image.open(io.BytesIO(saved)).mode == "RGB"
+
+
+def test_a_mask_is_painted_as_complete_reads_it(tmp_path, photo):
+    hidden = session.painted(STROKES, photo)
+    data = session.save_mask(hidden)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(data))), hidden)
+    np.testing.assert_array_equal(session.open_mask(data, "m.png", photo), hidden)
+    eraser = STROKES[0]._replace(erases=True)
+    assert not session.painted([session.Stroke(mask=data), eraser], photo).any()
+    soft = io.BytesIO()
+    Image.fromarray(hidden).convert("L").save(soft, "JPEG", quality=50)
+    (tmp_path / "soft.jpg").write_bytes(soft.getvalue())
+    read = session.open_mask(soft.getvalue(), "soft.jpg", photo)
+    np.testing.assert_array_equal(read, masks.read_hidden(tmp_path / "soft.jpg"))
+    for size, why in ((299, "m.png: a mask of 299x299 pixels, for a photo of 300x300"), (300, "m.png: hides nothing")):
+        with pytest.raises(cli.UserError, match=why):
+            session.open_mask(session.save_mask(np.zeros((size, size), bool)), "m.png", photo)
+    with pytest.raises(cli.UserError, match="m.png: cannot be opened"):
+        session.open_mask(b"a text", "m.png", photo)
+    with pytest.raises(cli.UserError, match="cannot be opened"):
+        session.painted([session.Stroke(mask=session.save_mask(np.ones((200, 450), bool)))], photo)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
+def test_a_photo_is_saved_as_what_it_was(kind):
+    exif, profile = Image.Exif(), ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif[0x010E] = "a portrait"
+    given = dict(exif=exif, icc_profile=profile, xmp=b"<x:xmpmeta/>", quality=95)
+    Image.fromarray(PORTRAIT).save(file := io.BytesIO(), kind, **given)
+    assert session.kind_of(file.getvalue()) == kind
+    photo = session.open_photo(file.getvalue())
+    layer = session.Layer(np.s_[50:70, 50:90], np.zeros((20, 40, 3), np.uint8), np.ones((20, 40), bool))
+    saved = Image.open(io.BytesIO(session.save(photo, [layer], kind)))
+    assert saved.format == kind and saved.getexif()[0x010E] == "a portrait"
+    assert saved.info["icc_profile"] == profile and saved.info["xmp"] == b"<x:xmpmeta/>"
+    error = np.abs(np.asarray(saved).astype(float) - session.composite(photo, [layer], session.WHOLE)[0])
+    assert error.mean() < 3 and error[52:68, 52:88].mean() < 3
+    Image.fromarray(PORTRAIT).save(file := io.BytesIO(), "BMP")
+    assert session.kind_of(file.getvalue()) == "PNG"
 
 
 def test_a_saved_photo_keeps_grey_profile_and_exif(start, completer):

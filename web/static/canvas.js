@@ -94,14 +94,14 @@ export function drawPhoto(photo, layers, split) {
   context.restore();
 }
 
-function drawStrokes(photo, strokes) {
+function drawStrokes(strokes) {
   const context = clear(ink);
   context.lineCap = context.lineJoin = "round";
   context.strokeStyle = INK;
   for (const stroke of strokes) {
     context.globalCompositeOperation = stroke.erases ? "destination-out" : "source-over";
-    if (stroke.transparent) {
-      context.drawImage(photo.transparent, 0, 0);
+    if (stroke.mask) {
+      context.drawImage(stroke.picture, 0, 0);
       continue;
     }
     context.lineWidth = stroke.size;
@@ -141,7 +141,7 @@ export function drawOverlay(photo, { strokes, outlines, points, cursor, split })
   const context = clear(overlay);
   if (!photo) return;
   const ratio = window.devicePixelRatio || 1;
-  drawStrokes(photo, strokes);
+  drawStrokes(strokes);
   context.setTransform(1, 0, 0, 1, 0, 0);
   context.globalAlpha = 0.6;
   context.drawImage(ink, 0, 0);
@@ -187,12 +187,14 @@ export function drawThumbnail(canvas, photo, layers, around) {
   for (const layer of layers) drawLayer(context, layer);
 }
 
-// the curves of both losses, each relative to its own largest value
+// the curves of both losses, each relative to its own largest value, over the steps so far of `length`
 export function drawPlot(canvas, losses, length) {
   const ratio = window.devicePixelRatio || 1;
   const [width, height] = [canvas.clientWidth * ratio, canvas.clientHeight * ratio];
   Object.assign(canvas, { width, height });
   const context = canvas.getContext("2d"), style = getComputedStyle(canvas);
+  context.strokeStyle = style.getPropertyValue("--line");
+  context.strokeRect(0.5, -1, width, height + 0.5); // the axes: the other two sides lie outside
   context.lineWidth = 1.5 * ratio;
   for (const [kind, color, dash] of [["contextual", "--main", []], ["perceptual", "--text", [4 * ratio, 3 * ratio]]]) {
     const most = Math.max(...losses.map((event) => event[kind]), 1e-9);

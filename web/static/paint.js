@@ -1,19 +1,23 @@
 // The page: its history is a list of steps that can be undone; the server searches what fills the paint.
 //
-// A step holds the strokes and the marked faces, three points each; the layers that were filled before, and `base`, which
-// names the last of them to the server; and the result, once the hole is filled.
+// A step holds the strokes and the marked faces, three points each; the layers that were filled before, with their strokes
+// (`filled`), and `base`, which names the last of them to the server; and the result, once the hole is filled. A mask that
+// was opened is a stroke: `mask` is its PNG file in base64, and `picture` shows it.
 
 import { follow } from "/brush.js";
 import * as canvas from "/canvas.js";
-import { ask, askBitmap, listen } from "/server.js";
+import { SILENT, ask, askBitmap, listen, send } from "/server.js";
+import { findKept, forget, keepPaint, keepPhoto } from "/store.js";
 
 const $ = (id) => document.getElementById(id);
-const EMPTY = { strokes: [], marked: [], layers: [], base: null, result: null };
+const EMPTY = { strokes: [], marked: [], layers: [], filled: [], base: null, result: null };
+const ENDINGS = { PNG: "png", JPEG: "jpg", WEBP: "webp" };
+const MASK = /[_-]mask$/i; // ends a mask's name, as for complete.py --maskDir
 const POINTS = ["the inner corner of the eye on the left", "the inner corner of the eye on the right",
   "the middle of the lower lip's lower edge"];
 
 let model = { ready: false, failure: null, detail: true, bytes: 0 }; // bytes: a photo's, at most
-let photo = null; // width, height, bitmap, faces, transparent, file
+let photo = null; // width, height, bitmap, faces, kind, file
 let steps = [EMPTY], at = 0;
 let marking = null, pressed = null; // the points of the next face so far, and the one that is being set
 let job = null; // the search that is running: its number, frame, losses
@@ -30,8 +34,14 @@ const say = (text) => { $("status").textContent = text; };
 function push(next) {
   steps = [...steps.slice(0, at + 1), next];
   at = steps.length - 1;
+  keep();
   show();
 }
+
+// all that is painted, and was
+const allStrokes = () => [...step().filled, ...step().strokes];
+
+const keep = () => keepPaint({ strokes: allStrokes(), marked: step().marked });
 
 // the step that a new stroke starts from: on top of the result, where there is one
 function onTop() {
@@ -39,7 +49,7 @@ function onTop() {
   if (!result) return step();
   const chosen = result.answers[result.chosen];
   const layer = sharpOf(result) || { ...chosen, detail: result.detail };
-  return { ...step(), strokes: [], layers: [...layers, layer], base: nameOf(result), result: null };
+  return { ...step(), strokes: [], filled: allStrokes(), layers: [...layers, layer], base: nameOf(result), result: null };
 }
 
 function nameOf(result) {
@@ -113,7 +123,8 @@ function show() {
   $("undo").disabled = Boolean(job) || at === 0;
   $("redo").disabled = Boolean(job) || at === steps.length - 1;
   $("clear").disabled = Boolean(job) || !strokes.length || Boolean(result);
-  $("mark").disabled = $("another").disabled = Boolean(job);
+  for (const id of ["mark", "openMask", "another", "close"]) $(id).disabled = Boolean(job);
+  $("saveMask").disabled = !photo || !allStrokes().length;
   $("mark").setAttribute("aria-pressed", Boolean(marking));
   $("fill").disabled = Boolean(job) || !model.ready || !strokes.length || Boolean(result && !result.faces);
   $("fill").textContent = result?.faces ? "Four more like it" : "Fill";
@@ -123,6 +134,7 @@ function show() {
   $("detailing").hidden = !model.detail;
   $("save").disabled = Boolean(job) || !(result || base);
   $("zoom").hidden = !photo;
+  $("kind").hidden = !photo || photo.kind === "PNG";
   $("another").textContent = waiting.length ? `Next of ${waiting.length}` : "Open another";
   showAnswers();
   sharpen();
@@ -161,7 +173,7 @@ function choose(i) {
 
 async function onEvent(event) {
   if (event.page && job && (event.isNew || (job.fill && event.job !== job.fill))) job = null; // it ended without our hearing of it
-  if (event.lost) say("The server does not answer. Does paint.py still run?");
+  if (event.lost) say(SILENT);
   if ("ready" in event) {
     model = event;
     if (!job || event.failure) say(event.failure || (event.ready ? (photo ? "" : "Ready.") : "The model is loading."));
@@ -172,6 +184,10 @@ async function onEvent(event) {
   show();
 }
 
+function toBitmap(base64) {
+  return createImageBitmap(new Blob([Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0))]));
+}
+
 async function onSearch(event) {
   if (event.before) {
     say(`Other searches come first: ${event.before}.${event.seconds ? ` That may take ${event.seconds} seconds.` : ""}`);
@@ -179,8 +195,7 @@ async function onSearch(event) {
   if (event.look) say(`Looking for faces around the paint, picture ${event.look}`);
   if (event.failed) say(job.failed = event.failed);
   if (event.frame) {
-    const bytes = Uint8Array.from(atob(event.frame), (letter) => letter.charCodeAt(0));
-    const bitmap = await createImageBitmap(new Blob([bytes]));
+    const bitmap = await toBitmap(event.frame);
     const [left, top, width, height] = event.box;
     if (!job.result) job.frame = { fine: bitmap, detail: 1, left, top, width, height };
     $("photo").dataset.frames = ++job.frames;
@@ -234,21 +249,51 @@ async function fetchAnswer(search, event, before) {
 }
 
 async function upload(file) {
-  const response = await ask("photo", { method: "PUT", body: file });
-  const answer = await response.json();
-  const transparent = answer.transparent && canvas.tinted(await askBitmap("transparent"));
-  return { ...answer, bitmap: await askBitmap("photo"), file, transparent };
+  const onShare = (share) => { if (share < 100 && model.ready) say(`Opening ${file.name}, ${share} %`); };
+  const answer = await send("photo", file, onShare);
+  return { ...answer, bitmap: await askBitmap("photo"), file };
 }
 
-// open the first of some files, and keep the others
+// a mask that the server answers as the stroke that paints it
+async function maskStroke(response) {
+  const blob = await response.blob(), reader = new FileReader();
+  reader.readAsDataURL(blob);
+  await new Promise((resolve) => { reader.onload = resolve; });
+  return { mask: reader.result.split(",")[1], picture: canvas.tinted(await createImageBitmap(blob)) };
+}
+
+const stem = (file) => file.name.replace(/\.\w+$/, "");
+const isMaskOf = (file, other) => MASK.test(stem(file)) && stem(file).replace(MASK, "").toLowerCase() === stem(other).toLowerCase();
+
+// open the first photo of some files, with its mask if that is there, and keep the others; or the mask of what is open
 async function openAll(files, what) {
-  const images = [...files].filter((file) => file.type.startsWith("image/") || /\.\w+$/.test(file.name));
+  const images = files.filter((file) => file.type.startsWith("image/") || /\.\w+$/.test(file.name));
   if (!images.length) return say(`${what} is no image file: save the picture first, then open that file.`);
   if (job) return say(`Not now: wait until this is done, then open ${images[0].name}.`);
-  if (unsaved() && !window.confirm(`Open ${images[0].name} in place of this photo, whose answers are not saved?`)) return;
-  waiting = images.slice(1);
-  await open(images[0]);
+  if (photo && images.length === 1 && isMaskOf(images[0], photo.file)) return openMask(images[0]);
+  const first = images.find((file) => !images.some((other) => isMaskOf(file, other))), mask = images.find((file) => isMaskOf(file, first));
+  if (unsaved() && !window.confirm(`Open ${first.name} in place of this photo, whose answers are not saved?`)) return;
+  waiting = images.filter((file) => file !== first && file !== mask);
+  if (await open(first) && mask) await openMask(mask);
   if (waiting.length) say(`${$("status").textContent} ${waiting.length} more can be opened next.`);
+}
+
+async function openMask(file) {
+  if (!file || !photo || job) return;
+  say(`Opening ${file.name}`);
+  job = { opening: file.name };
+  try {
+    await reopen();
+    const mask = await maskStroke(await ask(`mask?name=${encodeURIComponent(file.name)}`, { method: "PUT", body: file }));
+    const below = onTop();
+    push({ ...below, strokes: [...below.strokes, mask] });
+    say(`${file.name} is painted. Paint more, or erase some of it, or fill.`);
+  } catch (error) {
+    say(error.message);
+  } finally {
+    job = null;
+    show();
+  }
 }
 
 async function open(file) {
@@ -256,8 +301,10 @@ async function open(file) {
   if (model.bytes && file.size > model.bytes) return say(`${file.name}: is too large: ${model.bytes >> 20} MB at most.`);
   say(`Opening ${file.name}${model.ready ? "" : ", once the model is loaded"}`);
   job = { opening: file.name }; // so that nothing else starts
+  let transparent = null;
   try {
     photo = await upload(file);
+    if (photo.transparent) transparent = await maskStroke(await ask("transparent"));
   } catch (error) {
     if (photo) photo.gone = true; // the server may have the other one
     return say(`${file.name}: ${error.message}`);
@@ -265,27 +312,48 @@ async function open(file) {
     job = null;
     show();
   }
-  steps = [photo.transparent ? { ...EMPTY, strokes: [{ transparent: true }] } : EMPTY];
+  await keepPhoto(file);
+  steps = [transparent ? { ...EMPTY, strokes: [transparent] } : EMPTY];
   [at, marking, cursor] = [0, null, null];
   canvas.fit(photo);
   canvas.drawPlot($("plot"), [], 2);
   const count = photo.faces.length;
-  if (photo.transparent) say("Paint over what is to go, or fill: what is transparent is painted already.");
+  if (transparent) say("Paint over what is to go, or fill: what is transparent is painted already.");
   else say(count ? `${count} face${count > 1 ? "s" : ""} found. Paint over what is to go.` :
     "No face found yet. Paint over all that is damaged: a face is searched for again under the paint.");
+  $("kind").replaceChildren(...["PNG", photo.kind].map((kind) => new Option(kind)));
   show();
   $("overlay").focus();
+  return true;
+}
+
+// after a reload: the photo that was open, and its paint
+async function restore() {
+  const [file, paint] = await findKept();
+  if (!file || photo || !(await open(file)) || !paint?.strokes.length) return;
+  for (const stroke of paint.strokes) {
+    if (stroke.mask) stroke.picture = canvas.tinted(await toBitmap(stroke.mask));
+  }
+  push({ ...EMPTY, ...paint });
+  say("This is the photo from before, with its paint. Paint more, or fill.");
+}
+
+// close the photo: nobody keeps it
+async function close() {
+  if (job || !photo || (unsaved() && !window.confirm("Close this photo, whose answers are not saved?"))) return;
+  [photo, steps, at, marking, cursor, waiting] = [null, [EMPTY], 0, null, null, []];
+  await Promise.all([forget(), ask("photo", { method: "DELETE" }).catch(() => null)]);
+  say("The photo is forgotten.");
+  show();
 }
 
 // the server has dropped the photo, and what was filled in it: upload it again
 async function reopen() {
   if (!photo.gone) return;
-  photo = { ...(await upload(photo.file)), transparent: photo.transparent };
-  const { base, result, strokes, marked } = step();
-  [steps, at] = [[{ ...EMPTY, strokes, marked }], 0];
-  if (base || result) {
-    throw new Error("The photo was not used for long, and what was filled is lost; what was painted last is still there.");
-  }
+  photo = await upload(photo.file);
+  const { base, result, marked } = step();
+  [steps, at] = [[{ ...EMPTY, strokes: allStrokes(), marked }], 0];
+  if (base || result) throw new Error("The photo was not used for long, and what was filled is lost; all paint is still there.");
 }
 
 async function fill() {
@@ -315,23 +383,31 @@ async function stop() {
   await ask("stop", { method: "POST" }).catch((error) => say(error.message));
 }
 
-async function save() {
-  if ($("save").disabled) return;
-  const { result, base } = step(), name = JSON.stringify(result ? nameOf(result) : base);
+// save what the server answers under a name
+async function download(name, path, options) {
   say("Saving");
   try {
-    const query = new URLSearchParams(result ? nameOf(result) : base);
-    const blob = await (await ask(`mended?${query}`)).blob();
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(blob);
-    link.download = `${photo.file.name.replace(/\.\w+$/, "")}-mended.png`;
+    const blob = await (await ask(path, options)).blob();
+    const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: name });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 60000);
-    saved = name;
-    say(`Saved as ${link.download}.`);
+    say(`Saved as ${name}.`);
+    return true;
   } catch (error) {
     say(error.message);
   }
+}
+
+async function save() {
+  if ($("save").disabled) return;
+  const { result, base } = step(), answer = result ? nameOf(result) : base, kind = $("kind").value;
+  const path = `mended?${new URLSearchParams({ ...answer, kind })}`;
+  if (await download(`${stem(photo.file)}-mended.${ENDINGS[kind]}`, path)) saved = JSON.stringify(answer);
+}
+
+async function saveMask() {
+  const body = JSON.stringify({ strokes: allStrokes() });
+  await download(`${stem(photo.file)}-mask.png`, "mask", { method: "POST", body });
 }
 
 // painting
@@ -391,6 +467,7 @@ function toggleMarking() {
 function go(by) {
   if (job || !steps[at + by]) return;
   at += by;
+  keep();
   say(step().result ? "Choose an answer, and save." : "Paint over what is to go.");
   show();
 }
@@ -405,10 +482,15 @@ const showOriginal = (on) => { original = on; draw(); };
 $("undo").onclick = () => go(-1);
 $("redo").onclick = () => go(1);
 $("clear").onclick = () => push({ ...step(), strokes: [] });
-for (const [id, action] of [["mark", toggleMarking], ["fill", fill], ["stop", stop], ["save", save]]) $(id).onclick = action;
+const ACTIONS = { mark: toggleMarking, fill, stop, save, saveMask, close };
+for (const [id, action] of Object.entries(ACTIONS)) $(id).onclick = action;
 $("choose").onclick = () => $("file").click();
 $("another").onclick = () => waiting.length ? openAll(waiting) : $("file").click();
+$("openMask").onclick = () => $("maskFile").click();
 $("file").onchange = ({ target }) => { openAll([...target.files], "This"); target.value = ""; };
+$("maskFile").onchange = ({ target }) => { openMask(target.files[0]); target.value = ""; };
+$("kind").onchange = ({ target }) => say(target.value === "PNG" ? "PNG keeps all pixels beside the hole as they are." :
+  `As ${target.value}, all pixels are encoded again, with a quality of 95; PNG keeps those beside the hole as they are.`);
 [$("smaller").onclick, $("larger").onclick] = [() => zoomBy(1 / 1.4), () => zoomBy(1.4)];
 $("fit").onclick = () => { if (photo) canvas.fit(photo); draw(); };
 $("size").oninput = $("split").oninput = draw;
@@ -444,14 +526,6 @@ document.addEventListener("keydown", (event) => {
 });
 document.addEventListener("keyup", ({ key }) => { if (key === "o") showOriginal(false); });
 
-document.addEventListener("paste", ({ clipboardData }) => openAll(clipboardData.files, "What was pasted"));
-document.addEventListener("dragover", (event) => { event.preventDefault(); $("stage").classList.add("over"); });
-document.addEventListener("dragleave", () => $("stage").classList.remove("over"));
-document.addEventListener("drop", (event) => {
-  event.preventDefault();
-  $("stage").classList.remove("over");
-  openAll(event.dataTransfer.files, "What was dropped");
-});
 window.addEventListener("beforeunload", (event) => { if (unsaved()) event.preventDefault(); });
 new ResizeObserver(() => {
   canvas.resize();
@@ -461,3 +535,6 @@ new ResizeObserver(() => {
 
 show();
 listen(onEvent);
+given.take = openAll; // of early.js
+if (given.first) openAll(...given.first);
+else restore();

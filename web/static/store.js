@@ -1,0 +1,53 @@
+// Keeps this tab's photo and its paint in the browser, so that a reload finds them. Where the browser keeps nothing, as in
+// some private windows, nothing is found.
+
+const HOURS = 1; // after which what a closed tab has left goes, once a page opens
+let tab = null; // when its photo was opened
+
+function access(mode, use) {
+  return new Promise((resolve, reject) => {
+    const opening = indexedDB.open("paint", 1);
+    opening.onupgradeneeded = () => opening.result.createObjectStore("kept");
+    opening.onerror = () => reject(opening.error);
+    opening.onsuccess = () => {
+      const transaction = opening.result.transaction("kept", mode);
+      const request = use(transaction.objectStore("kept"));
+      transaction.oncomplete = () => resolve(request.result);
+      transaction.onabort = () => reject(transaction.error);
+      opening.result.close(); // once that is done
+    };
+  }).catch(() => null);
+}
+
+export async function keepPhoto(file) {
+  await forget();
+  try {
+    tab = sessionStorage.tab = Date.now();
+  } catch {
+    return; // of a reload this tab would not know
+  }
+  await access("readwrite", (kept) => kept.put(file, [tab, "photo"]));
+}
+
+export async function keepPaint(paint) {
+  if (tab) await access("readwrite", (kept) => kept.put(JSON.stringify(paint), [tab, "paint"]));
+}
+
+// the photo, a File, and the paint that were kept before a reload
+export async function findKept() {
+  try {
+    tab = Number(sessionStorage.tab) || null;
+  } catch {
+    return [];
+  }
+  const old = Date.now() - HOURS * 3600000;
+  if (!tab) await access("readwrite", (kept) => kept.delete(IDBKeyRange.upperBound([old])));
+  const found = tab ? await access("readonly", (kept) => kept.getAll(IDBKeyRange.bound([tab], [tab, []]))) : null;
+  const [paint, file] = found?.length === 2 ? found : [null, ...(found || [])];
+  return [file, paint && JSON.parse(paint)];
+}
+
+export async function forget() {
+  if (tab) await access("readwrite", (kept) => kept.delete(IDBKeyRange.bound([tab], [tab, []])));
+  tab = null;
+}
