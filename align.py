@@ -33,6 +33,8 @@ def parse_args():
     add("--mask", metavar="FILE", help="mask image as large as the one photo, white = missing")
     text = "folder that holds a mask image of the same name for each photo"
     add("--maskDir", dest="mask_dir", metavar="DIR", help=text)
+    text = "pixels by which the hole of a mask grows, as JPEG spreads damage (%(default)s)"
+    hole.add_argument("--grow", type=alignment.growth, metavar="N", help=text)
     text = (
         "where the three landmarks of the one photo are, in pixels, if its face is not found: the inner corners of "
         "both eyes, and the middle of the lower lip's lower edge"

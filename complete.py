@@ -45,6 +45,7 @@ def parse_args():
     add("--mask", metavar="FILE", help="mask image for all images, white = fill")
     add("--maskDir", metavar="DIR", help="folder that holds a mask image of the same name for each image")
     add = hole.add_argument
+    add("--grow", type=alignment.growth, metavar="N", help=f"pixels by which a photo's mask grows ({masks.GROW})")
     add("--centerScale", type=share, default=0.25, help="share of the side known beside a centre hole (%(default)s)")
     add("--fraction", type=share, default=0.2, help="share hidden by random (%(default)s)")
 
@@ -58,8 +59,7 @@ def parse_args():
 
     add = parser.add_argument_group("the result").add_argument
     add("--blend", choices=["gaussian", "poisson", "none"], help="gaussian where there is a covariance, else poisson")
-    text = f"how much gaussian keeps of what G drew beyond the most probable face ({DETAIL})"
-    add("--detail", type=share, help=text)
+    add("--detail", type=share, help=f"how much gaussian keeps of what G drew beyond the most probable face ({DETAIL})")
     add("--samples", type=count, default=1, metavar="S", help="different completions of each image (%(default)s)")
     return parser, parser.parse_args()
 
@@ -68,8 +68,8 @@ def check(args):
     """Raise UserError for flags that do not go together; returns the model's directory, image size and channels."""
     if args.window % 2 == 0:
         raise cli.UserError(f"--window {args.window}: give an odd number")
-    for flag in ("faces", "points"):
-        if getattr(args, flag) and not args.photo:
+    for flag in ("faces", "points", "grow"):
+        if getattr(args, flag) is not None and not args.photo:
             raise cli.UserError(f"--{flag}: is for --photo; leave it out")
     if (args.photo or args.put_back) and args.maskType in ("lowres", "full"):
         raise cli.UserError(f"--maskType {args.maskType}: leaves no hole in a photo; is for faces without --put_back")
@@ -107,8 +107,8 @@ def load_completer(args, directory):
 
 def read_photos(args, size, channels, folder):
     """The photos of IMAGE, as `restoring.restore` takes them; the `record.Crop`s of faces with holes; and these."""
-    given = dict(mask=args.mask, mask_dir=args.maskDir, points=args.points)
-    settings = alignment.Settings(size, faces=args.faces or "largest", **given)
+    given = dict(faces=args.faces, mask=args.mask, mask_dir=args.maskDir, grow=args.grow, points=args.points)
+    settings = alignment.Settings(size, **{name: value for name, value in given.items() if value is not None})
     aligned, kind = alignment.align_photos(args.imgs, folder, settings, keep=True), args.maskType or "alpha"
     photos, crops = restoring.choose_faces(aligned, kind, size)
     flags = argparse.Namespace(**vars(args) | dict(mask=None, maskDir=None, maskType=kind))

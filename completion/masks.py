@@ -22,6 +22,7 @@ TYPES = ["center", "random", *HALVES, "grid", "lowres", "full"]
 LOWRES = 8  # squares each way
 MAX_GREYS = 32  # of a mask, away from its edges
 MOST = 0.6  # of a photo, the share that a mask hides
+GROW, MOST_GROWTH = 2, 100  # pixels by which a mask's hole grows
 MASK = re.compile("[_-]mask$", re.IGNORECASE)  # at the end of a mask's name, without suffix
 # how often `draw` draws what
 PROBABILITIES = {
@@ -231,6 +232,13 @@ def hidden_by(path, shape, image=None):
             f"{path}: hides {white.mean():.0%} of the photo; white is what is missing, black what stays"
         )
     return white
+
+
+def grown(hidden, pixels):
+    """Boolean (H, W) `hidden`, and all that is no further than so many `pixels` from it."""
+    import cv2
+
+    return cv2.distanceTransform((~hidden).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE) <= pixels
 
 
 def transparent(image, size):

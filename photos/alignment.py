@@ -43,6 +43,7 @@ class Settings(NamedTuple):
     upsample: int = 1
     mask: str | None = None
     mask_dir: str | None = None
+    grow: int = masks.GROW
     points: list | None = None  # (3, 2)
     predictor: str | None = None
     workers: int = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -178,12 +179,13 @@ def align_file(output, settings, source, name, mask=None, keep=False):
 
     def row(status, **cells):
         cells |= {name: getattr(settings, name) for name in record.SETTINGS}
-        return dict(source=source, status=" ".join(status.split()), found=found, mask=mask) | cells
+        grow = settings.grow if mask else None
+        return dict(source=source, status=" ".join(status.split()), found=found, mask=mask, grow=grow) | cells
 
     try:
         if settings.mask_dir and not mask:
             raise cli.UserError(f"--maskDir {settings.mask_dir}: holds no mask, or several, named {Path(source).stem}")
-        photo = reading.read_photo(source, mask)
+        photo = reading.read_photo(source, mask, settings.grow)
         detector = detection.FaceDetector(*models, None if photo.alpha is None else detection.pretrained_prior())
         faces, found = align_photo(photo, detector, settings)
         paths = [Path(output, crop_path(name, settings.faces, number)) for number in range(len(faces))]
@@ -207,7 +209,8 @@ def align_file(output, settings, source, name, mask=None, keep=False):
         )
         rows.append(row("aligned", output=path.relative_to(output).as_posix(), face=number, **cells))
         origin = Path(source), mask and Path(mask), face.matrix, settings.size
-        crops.append(record.Crop(path, *origin, face.crop, photo if keep else None))
+        grow = settings.grow if mask else 0
+        crops.append(record.Crop(path, *origin, face.crop, photo if keep else None, grow))
     return rows, crops
 
 
@@ -352,8 +355,8 @@ def find_masks(sources, settings):
 def plan(sources, records, output, settings, hidden):
     """What is to do: a dict from source to the name of its crops. Photos aligned before are done, and keep their names.
 
-    They are done again where photo or mask are another file now, or points are given. hidden: their masks, as
-    `find_masks` returns them. Raises UserError if OUTPUT holds crops of other settings or
+    They are done again where photo or mask are another file now, or the hole grows otherwise, or points are given.
+    hidden: their masks, as `find_masks` returns them. Raises UserError if OUTPUT holds crops of other settings or
     masks, or a link or a file of another origin in a crop's place.
     """
     present = {path.relative_to(output).as_posix() for path in output.rglob("*.png")}
@@ -366,8 +369,11 @@ def plan(sources, records, output, settings, hidden):
     def is_kept(source):
         if settings.overwrite or settings.points or source not in records or not is_done(source):
             return False
+        old = records[source][0]
+        if old["mask"] and (old["grow"] or "0") != str(settings.grow):
+            return False
         files = zip(record.HASHES, (source, hidden.get(source)), strict=True)
-        return all(records[source][0][name] in ("", record.file_hash(file)) for name, file in files)
+        return all(old[name] in ("", record.file_hash(file)) for name, file in files)
 
     todo = {source: name for source, name in names.items() if not is_kept(source)}
     for row in itertools.chain.from_iterable(records[s] for s in records if s not in todo and is_done(s)):
@@ -426,9 +432,9 @@ def only_run(output):
 def align_photos(inputs, output, settings, keep=False):
     """Align the photos among `inputs`, files and folders, to the folder `output`, and print what became of them.
 
-    Returns, where `keep` asks for it, a dict from path and mask of each photo to its `Crop`s, with their photos as far
-    as `MEMORY` reaches, or to the status of one without. Raises UserError if nothing could be aligned and `keep` does
-    not ask, and SystemExit where a signal stopped it.
+    Returns, where `keep` asks for it, a dict from the `record.Crop.origin` of each photo to its `Crop`s, with their
+    photos as far as `MEMORY` reaches, or to the status of one without. Raises UserError if nothing could be aligned and
+    `keep` does not ask, and SystemExit where a signal stopped it.
     """
     output = Path(output)
     sources = find_photos(inputs, output)
@@ -469,7 +475,9 @@ def align_photos(inputs, output, settings, keep=False):
     if not keep and not counts["aligned"] + counts["already done"]:
         why = ", ".join(f"{counts[status]} {status}" for status in told if counts[status]) + "; see above"
         raise cli.UserError(f"INPUT {inputs[0]}: nothing was aligned ({last if len(sources) == 1 else why})")
-    return {(Path(source), hidden.get(source) and Path(hidden[source])): kept.get(source) for source in sources}
+    origins = {source: (Path(source), None, 0) for source in sources}
+    origins |= {source: (Path(source), Path(mask), settings.grow) for source, mask in hidden.items()}
+    return {origin: kept.get(source) for source, origin in origins.items()}
 
 
 def count(rows, counts, bar, later):
@@ -487,6 +495,9 @@ def count(rows, counts, bar, later):
         which = "one with a hole, or the largest," if rows[0]["seen"] else "the largest"
         bar.write(f"{source}: took {which} of {found} faces; --faces all takes them all", file=sys.stderr)
     bar.update()
+
+
+growth = cli.number(int, 0, masks.MOST_GROWTH)  # an argparse `type` for pixels
 
 
 def point(text):

@@ -52,17 +52,17 @@ class Photo(NamedTuple):
         return with_alpha(self.pixels, 255 if self.alpha is None else self.alpha)
 
 
-def read_photo(path, mask=None):
+def read_photo(path, mask=None, grow=0):
     """The `Photo` in an image file; what `mask`, an image file of the same size, shows white is to be filled.
 
-    Without it, that is what is transparent.
+    grow: and so many pixels around it. Without a mask, it is what is transparent.
 
     Raises UserError where one cannot be read, or the mask does not fit or hides nothing.
     """
-    return to_photo(utils.open_image(path), path, mask)
+    return to_photo(utils.open_image(path), path, mask, grow)
 
 
-def to_photo(image, file, mask=None):
+def to_photo(image, file, mask=None, grow=0):
     """The `Photo` of a Pillow image, see `read_photo`; file: the path or binary file it was decoded from."""
     hidden, alpha, cut_out = masks.missing(image), None, None
     if hidden.any():
@@ -73,7 +73,7 @@ def to_photo(image, file, mask=None):
             cut_out = erased(alpha, white)
             if not (white & (cut_out == 255)).any():
                 raise cli.UserError(f"{mask}: hides nothing but what is transparent in the photo, and stays so")
-        alpha = np.where(white, np.uint8(0), np.uint8(255) if alpha is None else alpha)
+        alpha = np.where(masks.grown(white, grow), np.uint8(0), np.uint8(255) if alpha is None else alpha)
     return Photo(to_pixels(image, image.mode in GREY), alpha, *png_metadata(file, image), cut_out)
 
 

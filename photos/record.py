@@ -13,13 +13,15 @@ import cli
 import numpy as np
 
 import utils
+from completion import masks
 from photos import geometry, reading
 
 RECORD = "align.csv"
 BOX = ["left", "top", "right", "bottom"]
 MATRIX = ["m00", "m01", "m02", "m10", "m11", "m12"]
 SETTINGS = ["size", "faces", "landmarks"]
-HOLE = ["mask", "seen"]  # the mask image of the photo, and how a face under a hole was seen; older records lack them
+# older records lack these: the photo's mask image, by how many pixels its hole grew, and how a face under it was seen
+HOLE = ["mask", "grow", "seen"]
 HASHES = ["source_hash", "mask_hash"]  # of the files' contents, see `file_hash`; older records lack them
 COLUMNS = ["source", "output", "status", "face", *BOX, *MATRIX, *HOLE, *HASHES, *SETTINGS]
 
@@ -113,6 +115,12 @@ class Crop(NamedTuple):
     size: int  # pixels
     pixels: np.ndarray | None = None  # uint8 (size, size, 3 or 4), see `geometry.warp`; None: they are in its file
     photo: reading.Photo | None = None  # None: it is to be read again
+    grow: int = 0  # see `reading.read_photo`
+
+    @property
+    def origin(self):
+        """What the photo is read from again: the arguments of `reading.read_photo`."""
+        return self.source, self.mask_file, self.grow
 
 
 def find_crops(paths):
@@ -141,10 +149,13 @@ def crop_of(row, folder):
     """The `Crop` in a row of a folder's record; raises UserError if its numbers cannot be those of a crop."""
     try:
         matrix, size = np.array([float(row[name]) for name in MATRIX]).reshape(2, 3), int(row["size"])
+        grow = int(row["grow"] or 0)
         if not np.isfinite(matrix).all() or not 1e-4 < abs(np.linalg.det(matrix[:, :2])) < 1e4 or not 0 < size <= 4096:
             raise ValueError("a matrix that no crop has")
+        if not 0 <= grow <= masks.MOST_GROWTH:
+            raise ValueError(f"a hole grown by {grow} pixels")
     except ValueError as error:
         where = f"{folder / RECORD}: of {row['source']}"
         raise cli.UserError(f"{where} ({error}); run align.py again, with --overwrite") from error
     mask = Path(row["mask"]) if row["mask"] else None
-    return Crop(folder / row["output"], Path(row["source"]), mask, matrix, size)
+    return Crop(folder / row["output"], Path(row["source"]), mask, matrix, size, grow=grow)

@@ -16,6 +16,7 @@ from completion import masks
 from photos import filling, geometry, reading, record
 
 OTHER = 16  # grey levels, the mean difference from which a photo is another one
+RIM = 2  # how many times as much as elsewhere neighbours differ where damage reaches beyond its mask
 BESIDE = "filled beside the face only"
 
 
@@ -63,6 +64,27 @@ def check_unchanged(photo, kind, parts):
         if kind == "alpha" and (inner & known).any() or error.size and error.mean() > OTHER:
             advice = "run align.py again (with --overwrite, if an older version wrote the record)"
             raise cli.UserError(f"{part.crop.source}: has changed since its faces were cut out; {advice}")
+
+
+def shows_a_rim(pixels, hidden):
+    """Whether there is an edge right beside a hole, as where the damage that it hides reaches beyond it.
+
+    pixels: uint8 (H, W, C); hidden: boolean (H, W). Neighbours at one to four pixels from the hole are compared with
+    those at five to ten.
+    """
+    import cv2
+
+    part = filling.around(hidden)
+    grey, known = pixels[part].mean(-1, dtype=np.float32), (~hidden[part]).astype(np.uint8)
+    distance = np.ceil(cv2.distanceTransform(known, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)).astype(int)
+    sums, counts = np.zeros((2, 11))
+    for one, other in (np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1]):
+        shell = np.minimum(distance[one], distance[other])
+        used = (distance[one] != distance[other]) & (shell <= 10)
+        sums += np.bincount(shell[used], np.abs(grey[one] - grey[other])[used], 11)
+        counts += np.bincount(shell[used], minlength=11)
+    steps = sums / np.maximum(counts, 1)
+    return steps[1:5].max() > RIM * np.median(steps[5:]) + 1
 
 
 def put_back(path, photo, hidden, parts, sample, seed, texture=None, refiner=None):
@@ -114,7 +136,8 @@ def choose_faces(aligned, kind, size):
     of completed crops. Raises UserError if none is filled.
     """
     photos, crops = {}, []
-    for (source, mask), cut in aligned.items():
+    for origin, cut in aligned.items():
+        source, mask, _ = origin
         found, why = ([], cut) if isinstance(cut, str) else (cut, "")
         if kind == "alpha" and why in ("", "no face"):
             known = [masks.transparent(Image.fromarray(crop.pixels), size) for crop in found]
@@ -124,10 +147,10 @@ def choose_faces(aligned, kind, size):
             found = [crop for crop, each in zip(found, known, strict=True) if not each.all()]
         elif why == "no face":
             why += ": --points tells where it is"
-        photos[source, mask] = why
+        photos[origin] = why
         crops += [] if why else found
     if all(photos.values()):
-        *others, last = (f"{source}: {why}" for (source, _), why in photos.items())
+        *others, last = (f"{source}: {why}" for (source, *_), why in photos.items())
         for line in others:
             print(f"skipped {line}", file=sys.stderr)
         raise cli.UserError(last)
@@ -139,13 +162,14 @@ def restore(folders, parts, kind, seed=0, photos=None, refiner=None):
 
     parts: a `Part` for each crop; kind: of their holes. seed: of the first sample's grain, one more for each further
     sample. A photo that is gone or another one now is reported and left out. photos: where whole photos were given, a
-    dict from path and mask of each to why it stays as it is, or to "". Each of them comes out then, copied if it is not
-    filled. refiner: see `filling.into_photo`. Returns for each folder a line that counts what became of them.
+    dict from the `record.Crop.origin` of each to why it stays as it is, or to "". Each of them comes out then, copied
+    if it is not filled. refiner: see `filling.into_photo`. Returns for each folder a line that counts what became of
+    them.
     """
     every, counts, shares = {origin: [] for origin in photos or ()}, collections.Counter(), [[] for _ in folders]
     for part in parts:
-        every.setdefault((part.crop.source, part.crop.mask_file), []).append(part)
-    names = [utils.shorten(source.stem) for source, _ in every]
+        every.setdefault(part.crop.origin, []).append(part)
+    names = [utils.shorten(source.stem) for source, *_ in every]
     users = collections.Counter(map(str.casefold, names))
     numbered = [f"{number:04d}_{name}" for number, name in enumerate(names)]
     names = [number if users[name.casefold()] > 1 else name for number, name in zip(numbered, names, strict=True)]
@@ -164,6 +188,9 @@ def restore(folders, parts, kind, seed=0, photos=None, refiner=None):
                 photo = reading.read_photo(*origin)
                 check_unchanged(photo, kind, parts)
             hidden = hidden_in_photo(photo, kind, parts)
+            if origin[1] and shows_a_rim(photo.pixels, hidden):
+                line = f"its damage seems to reach beyond its mask; paint more, or give more than --grow {origin[2]}"
+                print(f"{source}: {line}", file=sys.stderr)
             texture = None  # of the first sample, so that what is beside the faces is the same in all
             for sample, folder in enumerate(folders):
                 path = folder / f"{name}.png"

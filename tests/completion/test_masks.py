@@ -87,6 +87,15 @@ def test_known_after_resize_are_the_pixels_that_no_hidden_one_reaches(shape):
     assert 0 < reached.mean() < 1
 
 
+@pytest.mark.parametrize("pixels", [0, 1, 2, 5])
+def test_a_hole_grows_to_all_sides(pixels):
+    hidden = np.zeros((40, 50), bool)
+    hidden[[3, 20, 21, 39], [49, 20, 25, 0]] = True
+    y, x = np.indices(hidden.shape)
+    near = np.array([np.hypot(y - a, x - b) for a, b in np.argwhere(hidden)]).min(0) <= pixels
+    np.testing.assert_array_equal(masks.grown(hidden, pixels), near)
+
+
 def read_mask(path, size, side):
     return masks.fit_hidden(masks.read_hidden(path), size, side)
 

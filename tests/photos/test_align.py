@@ -275,7 +275,7 @@ def test_an_odd_row_of_the_record_is_one_line(out, run_here, refused, cells, wor
     command = run_here if "face" in cells else refused  # which does no harm
     assert words.format(out.parent) in command("in", "out")
     with open(out / "align.csv", "a") as file:
-        file.write("a,b.png,aligned,0,,,,,,,,,,,,,,,64,largest,outerEyesAndNose,a cell too many\n")
+        file.write("a,b.png,aligned,0,,,,,,,,,,,,,,,,64,largest,outerEyesAndNose,a cell too many\n")
     assert "out/align.csv: not a record of align.py's (an odd row, of a); choose" in refused("in", "out")
 
 

@@ -10,6 +10,7 @@ import cv2
 import dlib
 import numpy as np
 import pytest
+import scipy.ndimage
 import test_align
 import test_faces
 from conftest import ROOT
@@ -50,6 +51,10 @@ def hole(kind, landmarks):
     else:
         hidden[top:bottom, (left + right) // 2 : right] = 1
     return hidden > 0
+
+
+def grown(hidden, pixels=2):
+    return scipy.ndimage.distance_transform_edt(~hidden) <= pixels
 
 
 def transparent(hidden, colour=255):
@@ -141,7 +146,7 @@ def damaged(tmp_path, landmarks, in_process, monkeypatch):
 def test_masks_are_transparency(tmp_path, damaged, run_here):
     run_here("in", "out", "--mask", "masks/a.png")
     run_here("in", "by-name", "--maskDir", "masks")
-    transparent(damaged, 90).save(tmp_path / "in/a.png")
+    transparent(grown(damaged), 90).save(tmp_path / "in/a.png")
     run_here("in", "alpha")
     expected = read(tmp_path / "alpha/a.png")
     assert 0.05 < (expected[..., 3] == 0).mean() < 0.6
@@ -149,7 +154,27 @@ def test_masks_are_transparency(tmp_path, damaged, run_here):
     np.testing.assert_array_equal(read(tmp_path / "by-name/a.png"), expected)
     (row,), (other,) = rows_of(tmp_path / "out"), rows_of(tmp_path / "alpha")
     assert row["mask"] == "../masks/a.png" and other["mask"] == ""
-    assert row["seen"] == other["seen"] != ""
+    assert row["seen"] == other["seen"] != "" and (row["grow"], other["grow"]) == ("2", "")
+
+
+def test_the_hole_of_a_mask_grows_as_asked(tmp_path, damaged, run_here, trained):
+    scratched = np.where(grown(damaged, 4)[..., None], [250, 10, 200], PORTRAIT).astype(np.uint8)
+    Image.fromarray(scratched).save("in/a.png")
+    flags = ["in/a.png", "--photo", "--mask", "masks/a.png", *FLAGS, trained / "checkpoints/mine"]
+    for more, reached, told in ([], 2, True), (["--grow", 0], 0, True), (["--grow", 5], 5, False):
+        out = tmp_path / f"out{reached}"
+        done = run_script("complete.py", *flags, "--outDir", out, *more, cwd=tmp_path)
+        changed = (read(out / "photos/a.png") != scratched).any(-1)
+        assert not changed[~grown(damaged, reached)].any()
+        assert changed[grown(damaged, reached)].mean() > 0.8
+        assert (f"reach beyond its mask; paint more, or give more than --grow {reached}" in done.stderr) == told
+    # the record knows it, and another growth is another hole
+    holes = []
+    for number, done in (5, "1 faces aligned"), (5, "1 already done"), (0, "1 faces aligned"), (0, "1 already done"):
+        assert done in run_here("in", "crops", "--mask", "masks/a.png", "--grow", number)
+        holes.append((read(tmp_path / "crops/a.png")[..., 3] == 0).mean())
+    assert holes[0] == holes[1] > 1.5 * holes[2] and holes[2] == holes[3]
+    assert "--grow: is for --photo" in run_script("complete.py", "in", "--grow", 1, status=2).stderr
 
 
 def test_bad_masks_are_reported_and_the_other_photos_aligned(tmp_path, damaged, run_here, refused):
@@ -309,12 +334,13 @@ def test_one_command_mends_a_photo_with_the_same_bits_as_two(tmp_path, damaged, 
     assert "completions/photos: 1 mended" in done.stdout
     result = read(tmp_path / "completions/photos/a.png")
     changed = (result != PORTRAIT).any(-1)
-    assert not changed[~damaged].any() and changed[damaged].mean() > 0.9
+    hidden = grown(damaged)
+    assert not changed[~hidden].any() and changed[hidden].mean() > 0.9
     run("in", "aligned", "--mask", "masks/a.png", "--size", 16)
     run_script("complete.py", "aligned", "--put_back", "--outDir", "two", *FLAGS, model, cwd=tmp_path)
     np.testing.assert_array_equal(read(tmp_path / "two/photos/a.png"), result)
     # what lies under the hole has no say, wherever it is said to be one
-    transparent(damaged, 3).save(tmp_path / "in/a.png")
+    transparent(hidden, 3).save(tmp_path / "in/a.png")
     run_script("complete.py", "in", "--photo", "--outDir", "three", *FLAGS, model, cwd=tmp_path)
     np.testing.assert_array_equal(read(tmp_path / "three/photos/a.png"), result)
 
@@ -347,7 +373,7 @@ def test_every_photo_comes_out(tmp_path, damaged, trained):
     for name in "def":
         assert (photos / f"{name}.png").read_bytes() == (tmp_path / f"in/{name}.png").read_bytes()
     filled = read(photos / "b.png")
-    assert (filled == PORTRAIT)[~beside].all() and (filled != PORTRAIT)[beside].any()
+    assert (filled == PORTRAIT)[~grown(beside)].all() and (filled != PORTRAIT)[beside].any()
     np.testing.assert_allclose(read(photos / "c.png"), flat, atol=8)
 
 
@@ -383,7 +409,7 @@ def test_all_faces_of_a_photo_are_filled(tmp_path, damaged, landmarks, trained):
     all_faces = run_script("complete.py", *flags, "--faces", "all", cwd=tmp_path)
     assert "photos: 1 mended; " in all_faces.stdout and "2 completed" in all_faces.stdout
     result = read(tmp_path / "completions/photos/a.png")
-    assert not (result != pair).any(-1)[~hidden].any()
+    assert not (result != pair).any(-1)[~grown(hidden)].any()
     done = run_script("complete.py", *flags, "--outDir", "one", cwd=tmp_path)
     assert "took one with a hole, or the largest, of 2 faces; --faces all takes them all" in done.stderr
     one, both = (float(re.search(r"mended; (\d+)%", text)[1]) for text in (done.stdout, all_faces.stdout))

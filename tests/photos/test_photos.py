@@ -11,6 +11,7 @@ import cli
 import cv2
 import numpy as np
 import pytest
+import scipy.ndimage
 from conftest import one_line, run
 from PIL import Image, ImageCms, PngImagePlugin
 
@@ -161,6 +162,18 @@ def test_of_two_faces_the_nearer_one_fills():
     places = [np.stack([x, y], -1) @ m[:, :2].T + m[:, 2] for m in (MATRIX, shift)]
     reached = [(np.abs(place - 31.5) < 32).all(-1) for place in places]
     np.testing.assert_array_equal(owners >= 0, reached[0] | reached[1])
+
+
+@pytest.mark.parametrize("reach, told", [(0, False), (2, False), (3, True), (5, True)])
+def test_damage_beyond_its_mask_is_told(reach, told):
+    texture = scipy.ndimage.gaussian_filter(RNG.normal(0, 60, (200, 240, 3)), (2, 2, 0)) + 120
+    hidden = np.zeros((200, 240), bool)
+    hidden[80:120, 100:160] = True
+    damage = scipy.ndimage.distance_transform_edt(~hidden) <= reach
+    photo = np.where(damage[..., None], 250, texture).astype(np.uint8)
+    grown = masks.grown(hidden, 2)
+    assert restoring.shows_a_rim(photo, grown) == told
+    assert not restoring.shows_a_rim(photo, masks.grown(hidden, 8))
 
 
 def test_grain_is_that_of_the_photo():
