@@ -187,8 +187,8 @@ export function drawThumbnail(canvas, photo, layers, around) {
   for (const layer of layers) drawLayer(context, layer);
 }
 
-// the curves of both losses, each relative to its own largest value, over the steps so far of `length`
-export function drawPlot(canvas, losses, length) {
+// the curves of both losses, each relative to its own largest value, over the steps of `count` answers
+export function drawPlot(canvas, losses, count) {
   const ratio = window.devicePixelRatio || 1;
   const [width, height] = [canvas.clientWidth * ratio, canvas.clientHeight * ratio];
   Object.assign(canvas, { width, height });
@@ -201,9 +201,10 @@ export function drawPlot(canvas, losses, length) {
     context.strokeStyle = style.getPropertyValue(color);
     context.setLineDash(dash);
     context.beginPath();
-    losses.forEach((event, i) => {
-      context.lineTo(2 + (width - 4) * i / (length - 1), height - 2 - (height - 4) * event[kind] / most);
-    });
+    for (const event of losses) {
+      const share = (event.number + event.iteration / event.iterations) / count;
+      context.lineTo(2 + (width - 4) * share, height - 2 - (height - 4) * event[kind] / most);
+    }
     context.stroke();
   }
 }

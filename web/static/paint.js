@@ -209,7 +209,7 @@ async function onSearch(event) {
     job.losses.push(event);
     const found = event.iteration === event.iterations;
     say(`Answer ${event.number + 1} of 4, ${found ? "drawing it" : `step ${event.iteration} of ${event.iterations}`}`);
-    canvas.drawPlot($("plot"), job.losses, 4 * (event.iterations + 1));
+    canvas.drawPlot($("plot"), job.losses, 4);
     const [contextual, perceptual] = [event.contextual.toFixed(0), event.perceptual.toFixed(2)];
     $("losses").textContent = `contextual loss ${contextual}, perceptual loss ${perceptual} (dashed)`;
   }
@@ -239,6 +239,7 @@ async function fetchAnswer(search, event, before) {
       search.result = { fill: event.fill, answers: [answer], chosen: 0, detail: search.detail, faces: search.faces };
       search.frame = null;
       push({ ...search.step, result: search.result });
+      $("answers").scrollIntoView({ block: "nearest" });
     } else {
       search.result.answers.push(answer);
     }
@@ -316,7 +317,7 @@ async function open(file) {
   steps = [transparent ? { ...EMPTY, strokes: [transparent] } : EMPTY];
   [at, marking, cursor] = [0, null, null];
   canvas.fit(photo);
-  canvas.drawPlot($("plot"), [], 2);
+  canvas.drawPlot($("plot"), [], 4);
   const count = photo.faces.length;
   if (transparent) say("Paint over what is to go, or fill: what is transparent is painted already.");
   else say(count ? `${count} face${count > 1 ? "s" : ""} found. Paint over what is to go.` :
