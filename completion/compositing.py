@@ -11,6 +11,9 @@ from completion import prior
 # of what the principal components leave: errors of pixels that far apart correlate by 1/e, and a share of the variance
 # that is each pixel's own
 RANGE, NUGGET = 2.5, 0.1
+# how far the known pixels of a photo in colour stray from one tone, and steps of light in which that is measured, both
+# in [-1, 1], from so many pixels each
+COLOUR, LIGHTS, LEAST = 5 / 127.5, 1 / 8, 8
 EXACT = 2**17  # unknown pixels that `harmonic` solves for exactly
 CORRECTIONS = 60  # steps of conjugate gradients beyond that
 COARSE = 2**19  # unknown pixels beyond which the solution at half the resolution is good enough
@@ -40,19 +43,41 @@ def kriging(image, generated, mask):
     return (generated + spread(weights)).astype(np.float32)
 
 
-def as_grey_as(image, generated, mask):
-    """`generated`, (H, W, C), without its colours if what is known of `image` has none."""
-    known = image[mask[..., 0] > 0]
-    if not len(known) or np.ptp(known, axis=1).any():
-        return generated
-    return np.broadcast_to(generated.mean(-1, keepdims=True), generated.shape)
+def one_tone(known, filled):
+    """What is filled, (..., C), in the tone of `known`, (N, C), where that has one; all in [-1, 1].
+
+    In a photo that is grey, sepia or a duotone the chroma, what colours have beside their light (the mean of the
+    channels), follows from the light: it is the median of what is known of about that light, to which a coloured stamp
+    is an outlier, and black and white have none. What is filled may stray from it as far as three quarters of `known`
+    do: not at all in a grey photo, as far as noise where there is some; and the more freely, the farther that is above
+    `COLOUR`. Its light stays.
+    """
+    if not len(known):
+        return filled
+    light = known.mean(-1)
+    points = np.c_[light, known - light[:, None]].astype(np.float64)
+    groups = [points[light // LIGHTS == number] for number in np.unique(light // LIGHTS)]
+    ends = [[sign] + [0.0] * known.shape[1] for sign in (-1, 1)]
+    curve = np.array([ends[0], *(np.median(group, 0) for group in groups if len(group) >= LEAST), ends[1]])
+
+    def chroma(light):
+        values = np.stack([np.interp(light, curve[:, 0], values) for values in curve.T[1:]], -1)
+        return values - values.mean(-1, keepdims=True)  # medians may have some light
+
+    limit = np.quantile(np.linalg.norm(points[:, 1:] - chroma(points[:, 0]), axis=-1), 0.75)
+    limit *= 1 + (limit / COLOUR) ** 4
+    light = filled.mean(-1)
+    tone = light[..., None] + chroma(light)
+    strays = np.linalg.norm(filled - tone, axis=-1, keepdims=True)
+    nearer = tone + limit / np.maximum(strays, 1e-9) * (filled - tone)
+    return np.where(strays > limit, nearer, filled).astype(filled.dtype)
 
 
 def blend(images, generated, masks, pca=None, detail=prior.DETAIL, pool=1):
     """Fill the holes of images with what was generated: with a prior `gaussian_blend` and `kriging`, then `poisson`.
 
-    Where all that is known of an image is grey, so is its hole. With `pool` above 1 there is no kriging. Shapes as for
-    `gaussian_blend`.
+    Where what is known of an image has one tone, so has its hole. With `pool` above 1 there is no kriging. Shapes as
+    for `gaussian_blend`.
     """
 
     def each(function, generated):
@@ -62,7 +87,12 @@ def blend(images, generated, masks, pca=None, detail=prior.DETAIL, pool=1):
         generated = prior.gaussian_blend(images, generated, masks, pca, detail, pool)
         if pool == 1:
             generated = each(kriging, generated)
-    return each(poisson, each(as_grey_as, generated))
+    return each(keep_tone, each(poisson, generated))
+
+
+def keep_tone(image, filled, mask):
+    """`filled`, an image (H, W, C), with its hole in the tone of what is known of it (`one_tone`)."""
+    return np.where(mask > 0, filled, one_tone(image[mask[..., 0] > 0], filled))
 
 
 def poisson(image, generated, mask):

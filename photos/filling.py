@@ -26,11 +26,11 @@ def into_photo(
     photo: uint8 (H, W, C); what it holds where boolean (H, W) `hidden` is ignored, and nothing else changes. void: what
     is transparent and stays so, boolean (H, W), which is ignored as well. crops: completed faces, uint8 (size, size, C)
     each; matrices: (2, 3), from photo to crop pixels (x, y, 1). Where faces overlap, a pixel comes from the one in
-    whose middle it lies most. Each is enlarged to the photo's resolution and joined without a seam (`harmonic`). Beyond
-    its outline it fades into what PatchMatch copies from the rest of the photo, near known pixels it takes the fine
-    detail of that, and further inside the photo's grain (`seed` decides it). Returns the photo, how many pixels of the
-    hole lie in no crop, and what PatchMatch made: as `texture` it serves other crops for the same hole. at_once: see
-    `patchmatch.fill`. refiner: a `refiner.Refiner`, which first draws the crops at twice the size.
+    whose middle it lies most. Each is enlarged to the photo's resolution, joined without a seam (`harmonic`), and keeps
+    the tone of what is known of it (`one_tone`). Beyond its outline it fades into what PatchMatch copies from the rest
+    of the photo, near known pixels it takes the fine detail of that, and further inside the photo's grain (`seed`
+    decides it). Returns the photo, how many pixels of the hole lie in no crop, and what PatchMatch made: a `texture`
+    for other crops. at_once: see `patchmatch.fill`. refiner: a `Refiner`, which first draws the crops at twice the size.
     """
     import cv2
 
@@ -45,6 +45,7 @@ def into_photo(
     filled, inside, near, faces = photo[hidden].astype(np.float64), *np.zeros((2, len(x), 1)), []
     distance = cv2.distanceTransform(hidden.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[hidden]
     matrices = [matrix @ geometry.resize_matrix(1, (part[1].start, part[0].start)) for matrix in matrices]
+    seen = [seen_in_crop(photo, known, matrix, len(crop)) for crop, matrix in zip(crops, matrices, strict=True)]
     if refiner and crops:
         crops, matrices = refined(photo, known, crops, matrices, refiner)
     owners = owner_of_pixels(hidden, matrices, [len(crop) for crop in crops])
@@ -53,12 +54,12 @@ def into_photo(
         if not (owners == number).any():
             continue
         box = surrounding(owners == number, 1)  # one more, as that is what the face is joined to
-        own = owners[box] == number
-        mine = owners[hidden] == number
+        own, mine = owners[box] == number, owners[hidden] == number
         matrix = matrix @ geometry.resize_matrix(1, (box[1].start, box[0].start))
         face, depth = (enlarged(x, matrix, own.shape) for x in (crop, outline(len(crop))))
         error = np.where(done[box][..., None], photo[box] - face, 0.0)
-        filled[mine] = (face + compositing.harmonic(error, own, done[box]))[own]
+        face += compositing.harmonic(error, own, done[box])
+        filled[mine] = 127.5 * compositing.one_tone(seen[number] / 127.5 - 1, face[own] / 127.5 - 1) + 127.5
         unit = len(crop) / 64 * abs(np.linalg.det(matrix[:, :2])) ** -0.5
         inside[mine] = smoothstep((depth[own] + BEYOND) / FADE)
         near[mine, 0] = np.clip(2 - distance[mine] / (REACH * unit), 0, 1)
@@ -77,6 +78,12 @@ def into_photo(
     filled += np.sqrt(1 - near**2) * inside * noise[y % len(noise), x % noise.shape[1]]
     result[part][hidden] = utils.to_bytes(filled)
     return result, int((owners < 0)[hidden].sum()), texture
+
+
+def seen_in_crop(photo, known, matrix, size):
+    """What is `known`, boolean (H, W), of a photo where a crop of `size` pixels lies in it: uint8 (N, C)."""
+    crop = geometry.warp(reading.with_alpha(photo, np.where(known, 255, 0)), matrix, size)
+    return crop[crop[..., 3] == 255][:, : photo.shape[2]]
 
 
 def refined(photo, known, crops, matrices, refiner):

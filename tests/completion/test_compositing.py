@@ -226,3 +226,46 @@ def test_what_is_known_in_grey_is_filled_in_grey():
     for covariance in (None, found):
         grey, coloured = compositing.blend(damaged, generated, holes, covariance)
         assert np.ptp(grey, -1).max() < 1e-6 and np.ptp(coloured, -1)[2:4, 2:4].min() > 1e-3
+
+
+def tinted(light, stops):
+    """Colours (H, W, 3) that follow from light (H, W) in [-1, 1], by three of them at -1, 0 and 1."""
+    tones = np.stack([np.interp(light, [-1, 0, 1], channel) for channel in np.transpose(stops)], -1)
+    return tones.astype(np.float32)
+
+
+GREYS = [(-0.9,) * 3, (0,) * 3, (0.9,) * 3]
+SEPIA = [(-0.8, -0.9, -1), (0.15, 0, -0.25), (1, 0.95, 0.7)]
+CYANOTYPE = [(-0.95, -0.9, -0.6), (-0.5, 0, 0.35), (0.9, 0.92, 0.9)]
+
+
+@pytest.mark.parametrize("tone", [GREYS, SEPIA, CYANOTYPE])
+@pytest.mark.parametrize("noise, off", [(0, 0.025), (2 / 127.5, 0.07)])
+def test_a_fill_keeps_the_one_tone_of_its_surroundings(tone, noise, off):
+    """Also beside noise and a coloured stamp; what lies under the hole is not read, and the light stays."""
+    rng, mask = np.random.default_rng(0), masks.make("center", 32)
+    hole = mask[..., 0] == 0
+    light = np.clip(np.linspace(-0.8, 0.8, 32) + 0.1 * rng.standard_normal((32, 32)), -1, 1)
+    true = tinted(light, tone)
+    image = true + noise * rng.standard_normal(true.shape).astype(np.float32)
+    image[:4, :4] = 0.6, -0.7, -0.6  # the stamp
+    pink = true + np.float32([0.12, -0.06, -0.06])
+    filled = compositing.keep_tone(np.where(mask > 0, image, np.nan), pink, mask)
+    assert np.linalg.norm(filled - true, axis=-1)[hole].max() < off  # of pink, 0.15
+    np.testing.assert_allclose(filled.mean(-1), pink.mean(-1), atol=1e-6)
+    np.testing.assert_array_equal(filled[~hole], pink[~hole])
+
+
+def test_a_fill_beside_exact_grey_is_exactly_grey():
+    rng, mask = np.random.default_rng(0), masks.make("center", 32)
+    image, filled = rng.uniform(-1, 1, (32, 32, 1)).repeat(3, -1), rng.uniform(-1, 1, (32, 32, 3))
+    grey = compositing.keep_tone(image, filled, mask)[8:24, 8:24]
+    np.testing.assert_array_equal(grey, grey[..., :1].repeat(3, -1))
+
+
+def test_a_fill_in_a_coloured_image_keeps_its_colours():
+    rng, mask = np.random.default_rng(0), masks.make("center", 32)
+    image = 0.3 * rng.standard_normal((4, 4, 3)).repeat(8, 0).repeat(8, 1).astype(np.float32)
+    pink = image + np.float32([0.12, -0.06, -0.06])
+    np.testing.assert_array_equal(compositing.keep_tone(image, pink, mask), pink)
+    np.testing.assert_array_equal(compositing.keep_tone(image, pink, 0 * mask), pink)
