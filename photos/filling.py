@@ -30,7 +30,7 @@ def into_photo(
     the tone of what is known of it (`one_tone`). Beyond its outline it fades into what PatchMatch copies from the rest
     of the photo, near known pixels it takes the fine detail of that, and further inside the photo's grain (`seed`
     decides it). Returns the photo, how many pixels of the hole lie in no crop, and what PatchMatch made: a `texture`
-    for other crops. at_once: see `patchmatch.fill`. refiner: a `Refiner`, which first draws the crops at twice the size.
+    for other crops. at_once: see `patchmatch.fill`. refiner: a `Refiner`, which draws crops at twice the size first.
     """
     import cv2
 
