@@ -10,6 +10,7 @@ from completion import prior
 from photos import geometry
 
 MIN_SCORE = -0.6  # of the detector, from which a box may be a face where a part of it is hidden
+CONFIRMED, TRIES = 0.5, 3  # the score from which a doubtful face is one where its hole shows the most probable face
 IOU_THRESHOLD = 0.4  # from which two boxes are one face
 MIN_VISIBLE = 0.3  # share of a box
 INPAINTED = 256  # pixels of the longer side at which a hole is inpainted for the detector
@@ -86,8 +87,10 @@ def find_faces_under(pixels, hidden, detector, faces="largest", upsample=1):
     """The faces in a photo of which a part is `hidden`: a list of lists of `Detection`s, the surest first in each.
 
     Faces that the hole touches come first. Mirrored fillings count only where the others show none of these, as there
-    are false faces among theirs; and detections with scores below 0 only where there is no other face. A face of which
-    little is visible is none: it may be another one's mirror image.
+    are false faces among theirs. Detections with scores below 0 are doubtful: with a prior, the first of them that the
+    hole touches and that it confirms (`is_face`) counts where no other face is touched; else, or without a prior, the
+    surest, where there is no other face. A face of which little is visible is none: it may be another one's mirror
+    image.
     """
 
     def detect(filling, photo):
@@ -110,12 +113,26 @@ def find_faces_under(pixels, hidden, detector, faces="largest", upsample=1):
         if any(map(touched, found)):
             break
     every = sorted(itertools.chain(*detected), key=lambda pair: -pair[0])
-    found = found or [one for _, one in every[:1]]
+    if not any(map(touched, found)):
+        under = [one for _, one in every if touched(one)]
+        confirmed = (one for one in under[:TRIES] if is_face(hidden, one, detector))
+        rest = [one for _, one in every if detector.prior is None or not touched(one)]
+        found = [*itertools.islice(confirmed, 1), *found] or rest[:1]
     found.sort(key=lambda one: (not touched(one), -one.box.area() if faces == "largest" else 0))
     return [
         [one, *(other for _, other in every if other is not one and iou(one.box, other.box) >= IOU_THRESHOLD)]
         for one in found
     ]
+
+
+def is_face(hidden, one, detector):
+    """Whether a doubtful `Detection` is clearly a face in a picture in which the hole shows the most probable face."""
+    if detector.prior is None:
+        return False
+    part = around(one.box)
+    shape = detector.find_landmarks(one.photo, one.box) - [part[1].start, part[0].start]
+    read = refine(one.photo[part], hidden[part], shape, one.box.width(), detector)
+    return read is not None and read[1] >= CONFIRMED
 
 
 def landmarks_under(hidden, detections, detector):
@@ -132,18 +149,20 @@ def landmarks_under(hidden, detections, detector):
     for one, shape in zip(detections, firsts, strict=True) if again else ():
         shape = shape - start
         for _ in range(ROUNDS):
-            shape = refine(one.photo[part], hidden[part], shape, box.width(), detector)
-            if shape is None:
+            read = refine(one.photo[part], hidden[part], shape, box.width(), detector)
+            if read is None:
                 break
+            shape, _ = read
             shapes.append(shape + start)
     return np.median(shapes or firsts, axis=0).astype(np.float32)
 
 
 def refine(photo, hidden, landmarks, width, detector):
-    """Read the landmarks (68, 2) again, of a picture in which the hole shows the most probable face; or None.
+    """Read the landmarks (68, 2) again, of a picture in which the hole shows the most probable face.
 
     photo: uint8 RGB (H, W, 3), its hole filled in some way that counts at the hole's very edge alone. The former
-    `landmarks` say where that face lies. width: pixels of the detector's box.
+    `landmarks` say where that face lies. width: pixels of the detector's box. Returns the detector's score, too, after
+    them; or None where it finds no face.
     """
     import cv2
 
@@ -167,5 +186,7 @@ def refine(photo, hidden, landmarks, width, detector):
     reached = warp_to_chip(np.ones((size, size), np.float32), to_chip @ back) > 0.99
     reached &= warp_to_chip(hole, to_chip) > 0
     chip = np.where(reached[..., None], filled, geometry.warp(photo, to_chip, CHIP_SIZE))
-    boxes, _, _ = detector.frontal.run(chip, 0, -1.0)
-    return (detector.find_landmarks(chip, boxes[0]) - CHIP_SIZE / 2) / zoom + middle if boxes else None
+    boxes, scores, _ = detector.frontal.run(chip, 0, -1.0)
+    if not boxes:
+        return None
+    return (detector.find_landmarks(chip, boxes[0]) - CHIP_SIZE / 2) / zoom + middle, scores[0]

@@ -169,6 +169,7 @@ def test_the_hole_of_a_mask_grows_as_asked(tmp_path, damaged, run_here, trained)
         assert changed[grown(damaged, reached)].mean() > 0.8
         assert (f"reach beyond its mask; paint more, or give more than --grow {reached}" in done.stderr) == told
     # the record knows it, and another growth is another hole
+    Image.fromarray(PORTRAIT).save("in/a.png")
     holes = []
     for number, done in (5, "1 faces aligned"), (5, "1 already done"), (0, "1 faces aligned"), (0, "1 already done"):
         assert done in run_here("in", "crops", "--mask", "masks/a.png", "--grow", number)
