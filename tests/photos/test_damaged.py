@@ -262,6 +262,27 @@ def test_a_doubtful_face_does_not_hide_a_small_one(models, landmarks):
     assert len(found) == 1 and found[0][0].box.left() == 100
 
 
+@pytest.mark.parametrize("read, left", [((None, 0.6), 100), ((None, 0.4), 10), (None, 10)])
+def test_a_doubtful_face_under_the_hole_is_to_be_confirmed(monkeypatch, read, left):
+    """Where the detector, surer of another face, is sure of it only in the picture with the most probable face."""
+
+    class Detector:
+        prior = "a prior"
+        frontal = property(lambda self: self)
+
+        def run(self, photo, times, threshold):
+            return [dlib.rectangle(10, 10, 50, 50), dlib.rectangle(100, 100, 140, 140)], [0.9, -0.3], [0, 0]
+
+        def find_landmarks(self, photo, box):
+            return np.zeros((68, 2))
+
+    monkeypatch.setattr(occlusion, "refine", lambda *_: read)
+    hidden = np.zeros((240, 240), bool)
+    hidden[120, 110:130] = True
+    found = occlusion.find_faces_under(PORTRAIT, hidden, Detector())
+    assert found[0][0].box.left() == left and len(found) == (2 if left == 100 else 1)
+
+
 def test_another_mask_is_not_silently_ignored(tmp_path, damaged, run_here, refused):
     run_here("in", "out")
     line = refused("in", "out", "--mask", "masks/a.png")
