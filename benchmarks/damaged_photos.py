@@ -100,6 +100,7 @@ def mend(kind, truths, folder, args):
         hidden[path] = draw(kind, pixels.shape[:2], landmarks_of(shape), np.random.default_rng((number, 1)))
         utils.write_image(folder / f"masks/{path.stem}.png", hidden[path][..., None] * np.uint8(255))
     flags = ["--photo", "--maskDir", folder / "masks", "--outDir", folder / "mended", "--log_dir", folder / "logs"]
+    flags += ["--grow", "0"]  # the masks are exact, and the photos undamaged
     flags += ["--checkpointDir", args.checkpointDir] if args.checkpointDir else []
     start = time.time()
     script = Path(__file__).resolve().parents[1] / "complete.py"

@@ -76,11 +76,11 @@ def shows_a_rim(pixels, hidden):
 
     part = filling.around(hidden)
     grey, known = pixels[part].mean(-1, dtype=np.float32), (~hidden[part]).astype(np.uint8)
-    distance = np.ceil(cv2.distanceTransform(known, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)).astype(int)
+    distance = np.ceil(cv2.distanceTransform(known, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)).clip(0, 11).astype(np.uint8)
     sums, counts = np.zeros((2, 11))
     for one, other in (np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1]):
         shell = np.minimum(distance[one], distance[other])
-        used = (distance[one] != distance[other]) & (shell <= 10)
+        used = distance[one] != distance[other]  # those further away are all 11
         sums += np.bincount(shell[used], np.abs(grey[one] - grey[other])[used], 11)
         counts += np.bincount(shell[used], minlength=11)
     steps = sums / np.maximum(counts, 1)
