@@ -16,6 +16,7 @@ from test_session import near_strokes
 import checkpoint
 import ops
 import utils
+from completion import masks
 from model import DCGAN
 from photos import geometry
 from web import session
@@ -110,7 +111,7 @@ def test_a_photo_is_painted_filled_and_saved(painter, pretrained_url, tmp_path, 
     assert name == "photo-mended.png" and saved.shape == truth.shape
     size = min(truth.shape[:2]) * 0.004 * 100**0.6
     stroke = [session.Stroke(np.array(points, float), size)]
-    hole, outside = near_strokes(truth.shape[:2], stroke, -1), ~near_strokes(truth.shape[:2], stroke, 3)
+    hole, outside = near_strokes(truth.shape[:2], stroke, -1), ~near_strokes(truth.shape[:2], stroke, 3 + masks.GROW)
     np.testing.assert_array_equal(saved[outside], truth[outside])
     assert (saved != truth)[hole].any(-1).mean() > 0.9
     hidden = (~outside & (saved != truth).any(-1) | hole).astype(np.uint8)
