@@ -234,11 +234,16 @@ def hidden_by(path, shape, image=None):
     return white
 
 
-def grown(hidden, pixels):
-    """Boolean (H, W) `hidden`, and all that is no further than so many `pixels` from it."""
+def grown(hidden, pixels, transparent=False):
+    """Boolean (H, W) `hidden`, and all that is no further than so many `pixels` from it.
+
+    What is `transparent`, boolean (H, W), does not grow, and is not grown into.
+    """
     import cv2
 
-    return cv2.distanceTransform((~hidden).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE) <= pixels
+    opaque = np.logical_not(transparent)
+    beside = np.logical_not(hidden & opaque).astype(np.uint8)
+    return hidden | (cv2.distanceTransform(beside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) <= pixels) & opaque
 
 
 def transparent(image, size):

@@ -176,10 +176,10 @@ def align_file(output, settings, source, name, mask=None, keep=False):
     `name_crops`; mask: its mask image; keep: whether the crops hold the photo.
     """
     models, found = detection.load_models(settings.predictor), 0
+    grow = settings.grow if mask else None
 
     def row(status, **cells):
         cells |= {name: getattr(settings, name) for name in record.SETTINGS}
-        grow = settings.grow if mask else None
         return dict(source=source, status=" ".join(status.split()), found=found, mask=mask, grow=grow) | cells
 
     try:
@@ -209,8 +209,7 @@ def align_file(output, settings, source, name, mask=None, keep=False):
         )
         rows.append(row("aligned", output=path.relative_to(output).as_posix(), face=number, **cells))
         origin = Path(source), mask and Path(mask), face.matrix, settings.size
-        grow = settings.grow if mask else 0
-        crops.append(record.Crop(path, *origin, face.crop, photo if keep else None, grow))
+        crops.append(record.Crop(path, *origin, face.crop, photo if keep else None, grow or 0))
     return rows, crops
 
 

@@ -45,7 +45,7 @@ def into_photo(
     filled, inside, near, faces = photo[hidden].astype(np.float64), *np.zeros((2, len(x), 1)), []
     distance = cv2.distanceTransform(hidden.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[hidden]
     matrices = [matrix @ geometry.resize_matrix(1, (part[1].start, part[0].start)) for matrix in matrices]
-    seen = [seen_in_crop(photo, known, matrix, len(crop)) for crop, matrix in zip(crops, matrices, strict=True)]
+    seen = seen_in_crops(photo, known, matrices, [len(crop) for crop in crops])
     if refiner and crops:
         crops, matrices = refined(photo, known, crops, matrices, refiner)
     owners = owner_of_pixels(hidden, matrices, [len(crop) for crop in crops])
@@ -80,10 +80,11 @@ def into_photo(
     return result, int((owners < 0)[hidden].sum()), texture
 
 
-def seen_in_crop(photo, known, matrix, size):
-    """What is `known`, boolean (H, W), of a photo where a crop of `size` pixels lies in it: uint8 (N, C)."""
-    crop = geometry.warp(reading.with_alpha(photo, np.where(known, 255, 0)), matrix, size)
-    return crop[crop[..., 3] == 255][:, : photo.shape[2]]
+def seen_in_crops(photo, known, matrices, sizes):
+    """What is `known`, boolean (H, W), of a photo where each of some crops lies in it: a list of uint8 (N, C)."""
+    rgba = reading.with_alpha(photo, np.where(known, 255, 0)) if matrices else None
+    crops = [geometry.warp(rgba, matrix, size) for matrix, size in zip(matrices, sizes, strict=True)]
+    return [crop[crop[..., 3] == 255][:, : photo.shape[2]] for crop in crops]
 
 
 def refined(photo, known, crops, matrices, refiner):

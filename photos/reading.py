@@ -73,8 +73,7 @@ def to_photo(image, file, mask=None, grow=0):
             cut_out = erased(alpha, white)
             if not (white & (cut_out == 255)).any():
                 raise cli.UserError(f"{mask}: hides nothing but what is transparent in the photo, and stays so")
-        white |= masks.grown(white & ~hidden, grow)  # what is transparent never grows
-        alpha = np.where(white, np.uint8(0), np.uint8(255) if alpha is None else alpha)
+        alpha = np.where(masks.grown(white, grow, hidden), np.uint8(0), np.uint8(255) if alpha is None else alpha)
     return Photo(to_pixels(image, image.mode in GREY), alpha, *png_metadata(file, image), cut_out)
 
 

@@ -202,7 +202,7 @@ def start_edit(photo, strokes, layers=()):
     hole = painted(strokes, photo)
     if not hole.any():
         raise cli.UserError("Nothing is painted yet: paint over what is to go.")
-    hole |= masks.grown(hole & ~photo.hidden, masks.GROW) & ~photo.hidden  # what is transparent never grows
+    hole = masks.grown(hole, masks.GROW, photo.hidden)
     hidden = hole | composite(photo, layers, WHOLE)[1]
     if hidden.all():
         raise cli.UserError("All of the photo is painted over: leave something of it.")
