@@ -237,8 +237,9 @@ class Site:
     async def patch(self, request):
         """The hole as one of the answers fills it: a picture of the rectangle around it that is empty beside it."""
         page = self.find_page(request)
+        photo = page.photo  # the page may drop it while this renders
         edit, rendered = await self.render(request, page, requests.parse_query(request))
-        return await self.run(picture_response, page.photo, preview.cut_out, rendered, edit.hole)
+        return await self.run(picture_response, photo, preview.cut_out, rendered, edit.hole)
 
     async def quick_patch(self, request):
         """The same in fewer pixels, which takes little time; the rectangle is that of the search's pictures."""

@@ -10,6 +10,7 @@ import json
 import random
 import socket
 import time
+import types
 import urllib.parse
 
 import numpy as np
@@ -17,9 +18,10 @@ import pytest
 import skimage.data
 from browser import PATIENCE
 from PIL import Image
+from starlette.requests import Request
 
 from completion import masks
-from web import app, queue, requests, security
+from web import app, queue, requests, security, session
 
 PORTRAIT = skimage.data.astronaut()[:300, 80:380]
 FILL = dict(strokes=[dict(points=[[100, 140], [150, 120], [180, 160]], size=12)])
@@ -348,6 +350,25 @@ def test_photos_are_dropped_when_there_are_too_many_or_they_are_old(monkeypatch)
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(site.drop_unused())
     assert [page.photo is None for page in pages] == [number < 11 for number in range(len(pages))]
+
+
+def test_a_photo_that_is_closed_while_an_answer_is_rendered(monkeypatch):
+    photo = session.open_photo(png(PORTRAIT))
+    site, rendered = app.Site(None), photo.pixels[100:120, 80:130]
+    page = queue.Page(site.searches)
+    page.open(photo)
+    site.pages[page.id] = page
+    edit = types.SimpleNamespace(answers=[(None, None)], hole=np.ones((20, 50), bool))
+    page.edits[1] = edit, None
+    monkeypatch.setattr(session, "render", lambda *_: page.open() or rendered)
+    scope = dict(type="http", path_params=dict(page=page.id), query_string=b"fill=1&answer=0&detail=0.5", headers=[])
+
+    async def connected():
+        return dict(type="http.request")
+
+    response = asyncio.run(site.patch(Request(scope, connected)))
+    assert page.photo is None
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(response.body)))[..., :3], rendered)
 
 
 def test_only_the_latest_edits_are_kept():
