@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import cv2
+import damaged_photos
 import dlib
 import holes as script
 import numpy as np
@@ -92,6 +93,36 @@ def test_filled_holes(tmp_path, monkeypatch, table, tiny):
     for name, row in rows.items():
         for column, tolerance in enumerate((0.02, 0.002, 0.01, 0.01)):
             assert row[column::4] == pytest.approx(expected[name][column::4], abs=tolerance), name
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_damage_beyond_the_face(seed):
+    """A fold parts the photo, a torn corner takes one of the lower two, text is everywhere, a stamp is an island."""
+    landmarks = 120 + 80 * MINMAX_TEMPLATE.astype(np.float32)
+    kinds = ("fold", "torn corner", "text", "stamp")
+    fold, torn, text, stamp = (
+        damaged_photos.draw(kind, (320, 300), landmarks, np.random.default_rng(seed)) for kind in kinds
+    )
+    assert fold.any(0).all() and not fold[0].any() and not fold[-1].any()
+    assert cv2.connectedComponents(np.uint8(~fold), connectivity=4)[0] == 3
+    assert sorted([torn[-1, 0], torn[-1, -1]]) == [False, True] and not torn[0].any()
+    assert 0 < torn[120:200, 120:200].mean() < 0.5
+    blocks = text[:300].reshape(5, 60, 5, 60).mean((1, 3))
+    assert 0.1 < blocks.min() and blocks.max() < 0.6
+    border = np.concatenate([stamp[0], stamp[:, 0], stamp[:, -1]])
+    assert 0 < stamp[120:200, 120:200].mean() < 0.4 and not border.any()
+
+
+def test_a_sheet_to_rate(tmp_path):
+    truth, ours, other = (np.full((4, 6, 3), value, np.uint8) for value in (10, 20, 30))
+    hidden = np.arange(24).reshape(4, 6) < 8
+    for seed in range(4):
+        path = tmp_path / f"{seed}.png"
+        letter = damaged_photos.write_sheet(path, truth, hidden, (1, 2, 3), ours, other, np.random.default_rng(seed))
+        above, below = np.asarray(utils.open_image(path)).reshape(2, 4, 2, 6, 3).swapaxes(1, 2)
+        np.testing.assert_array_equal(above[0], truth)
+        np.testing.assert_array_equal(above[1], np.where(hidden[..., None], np.uint8([1, 2, 3]), truth))
+        assert (below["AB".index(letter)] == 20).all() and (below["BA".index(letter)] == 30).all()
 
 
 def test_face_descriptors():
