@@ -15,6 +15,7 @@ import traceback
 
 import cli
 
+from completion import masks
 from photos import detection
 from web import preview, session
 
@@ -112,7 +113,8 @@ class Searches:
     def state(self):
         """What a page needs to know first, and once the model is loaded."""
         detail = self.completer is None or self.completer.prior is not None
-        return dict(ready=self.completer is not None, failure=self.failure, detail=detail, bytes=session.MAX_BYTES)
+        constants = dict(bytes=session.MAX_BYTES, grow=masks.GROW)
+        return dict(ready=self.completer is not None, failure=self.failure, detail=detail) | constants
 
     def stop(self, job):
         """Stop a job; one that waits is done at once."""
@@ -165,7 +167,8 @@ class Searches:
             detector = self.detector._replace(frontal=frontal)
             edit = session.with_faces(job.photo, job.edit, job.faces, self.completer, detector, job.marked)
             loop.call_soon_threadsafe(self.keep, job, edit)
-            report(faces=[preview.corners(matrix, self.completer.dcgan.image_size) for matrix in edit.matrices])
+            outlines = [preview.corners(matrix, self.completer.dcgan.image_size) for matrix in edit.matrices]
+            report(faces=outlines, rim=session.shows_a_rim(job.photo, edit))
             completer = dataclasses.replace(self.completer, seed=session.ANSWERS * (job.number - 1))
             near = job.near if job.near is not None and len(job.near) == len(edit.matrices) else None
             for number, state in session.find_answers(edit, completer, job.stop, near):

@@ -24,7 +24,7 @@ from PIL import Image
 
 import utils
 from completion import masks, prior
-from photos import detection, filling, geometry, occlusion, reading
+from photos import detection, filling, geometry, occlusion, reading, restoring
 
 FORMATS = ["PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF"]
 # in which a photo is saved, and how; a mask in the first
@@ -208,6 +208,11 @@ def start_edit(photo, strokes, layers=()):
         raise cli.UserError("All of the photo is painted over: leave something of it.")
     part = filling.surrounding(hole, 0)
     return Edit(list(layers), part, filling.around(hidden), hole[part].copy(), [], texture=[])
+
+
+def shows_a_rim(photo, edit):
+    """Whether the damage seems to reach beyond the hole, see `restoring.shows_a_rim`."""
+    return bool(restoring.shows_a_rim(*before(photo, edit, edit.surroundings)))
 
 
 def with_faces(photo, edit, faces, completer, detector, marked=()):

@@ -183,6 +183,23 @@ def test_undo_redo_eraser_and_clear(painter, portrait):
     assert abs(inked(page) - counts[3]) < 1000
 
 
+def test_a_rim_shows_by_how_much_the_hole_grows(painter, portrait):
+    page = painter().ready().open(portrait)
+    page.page.fill("#size", "60")
+    page.stroke([(150, 130)])
+    page.page.mouse.move(5, 5)
+    radius = 300 * 0.004 * 100**0.6 / 2
+    alphas = [
+        page.page.evaluate("""async ([x, y]) => {
+            for (let i = 0; i < 2; i += 1) await new Promise(requestAnimationFrame);
+            const { view } = await import("/canvas.js"), canvas = document.getElementById("overlay");
+            return canvas.getContext("2d").getImageData(view.x + view.scale * x, view.y + view.scale * y, 1, 1).data[3];
+        }""", [150 + radius + beyond, 130])
+        for beyond in (-1, masks.GROW / 2, masks.GROW + 1)
+    ]  # fmt: skip
+    assert alphas == [153, 255, 0]  # what is painted lets the photo through
+
+
 def test_stop_keeps_what_was_found(painter, portrait):
     page = painter().ready().open(portrait)
     page.stroke([(112, 116), (176, 112)])

@@ -114,6 +114,21 @@ function drawStrokes(strokes) {
   context.globalCompositeOperation = "source-over";
 }
 
+// the paint, which lets the photo through, and around it a rim of what is filled as well, `grow` pixels of the photo wide
+function drawPaint(context, grow) {
+  context.setTransform(1, 0, 0, 1, 0, 0);
+  for (let i = 0; i < 16; i += 1) {
+    const angle = i * Math.PI / 8;
+    context.drawImage(ink, grow * view.scale * Math.cos(angle), grow * view.scale * Math.sin(angle));
+  }
+  context.globalCompositeOperation = "destination-out";
+  context.drawImage(ink, 0, 0);
+  context.globalCompositeOperation = "source-over";
+  context.globalAlpha = 0.6;
+  context.drawImage(ink, 0, 0);
+  context.globalAlpha = 1;
+}
+
 // light over dark, so that it shows on every photo
 function outline(context, width, dash, draw) {
   for (const [color, wider] of [["#000c", 2], ["#fff", 1]]) {
@@ -135,17 +150,14 @@ export function roughOutline([[x1, y1], [x2, y2], [x3, y3]]) {
     [x - across / 2, y + down / 2]];
 }
 
-// strokes to show; outlines of faces; points that are marked; a cursor: {place, size} or {place, cross: true}; where the
+// strokes to show, and by how much their hole grows; outlines of faces; points that are marked; a cursor: {place, size} or {place, cross: true}; where the
 // photo as it was ends
-export function drawOverlay(photo, { strokes, outlines, points, cursor, split }) {
+export function drawOverlay(photo, { strokes, grow, outlines, points, cursor, split }) {
   const context = clear(overlay);
   if (!photo) return;
   const ratio = window.devicePixelRatio || 1;
   drawStrokes(strokes);
-  context.setTransform(1, 0, 0, 1, 0, 0);
-  context.globalAlpha = 0.6;
-  context.drawImage(ink, 0, 0);
-  context.globalAlpha = 1;
+  if (strokes.length) drawPaint(context, grow);
   context.setTransform(view.scale, 0, 0, view.scale, view.x, view.y);
   for (const corners of outlines) {
     outline(context, 1.5 * ratio, [6 * ratio, 6 * ratio], () => {

@@ -16,7 +16,7 @@ const MASK = /[_-]mask$/i; // ends a mask's name, as for complete.py --maskDir
 const POINTS = ["the inner corner of the eye on the left", "the inner corner of the eye on the right",
   "the middle of the lower lip's lower edge"];
 
-let model = { ready: false, failure: null, detail: true, bytes: 0 }; // bytes: a photo's, at most
+let model = { ready: false, failure: null, detail: true, bytes: 0, grow: 0 }; // bytes: a photo's, at most
 let photo = null; // width, height, bitmap, faces, kind, file
 let steps = [EMPTY], at = 0;
 let marking = null, pressed = null; // the points of the next face so far, and the one that is being set
@@ -108,7 +108,7 @@ function draw() {
     const known = job ? job.outlines || [] : [...(photo?.faces || []), ...step().marked.map(canvas.roughOutline)];
     const outlines = original || result ? [] : known;
     canvas.drawOverlay(photo, {
-      strokes: [...(hidden ? [] : strokes), ...(stroke ? [stroke] : [])],
+      strokes: [...(hidden ? [] : strokes), ...(stroke ? [stroke] : [])], grow: model.grow,
       outlines, points: marking || [], split,
       cursor: cursor && { ...cursor, size: photo ? size() : 0, cross: Boolean(marking) },
     });
@@ -202,7 +202,7 @@ async function onSearch(event) {
   }
   if (event.faces) {
     const under = !(photo.faces.length + step().marked.length);
-    Object.assign(job, { faces: event.faces.length, outlines: event.faces, under });
+    Object.assign(job, { faces: event.faces.length, outlines: event.faces, under, rim: event.rim });
     if (under) photo.faces = event.faces; // from now on outlined as the others
   }
   if ("iteration" in event) {
@@ -217,12 +217,13 @@ async function onSearch(event) {
   if (event.done) {
     await job.fetching;
     const { failed, result, under } = job, found = result?.answers.length;
+    const rim = job.rim ? " The damage seems to reach beyond the paint; if its edge shows, undo and paint more." : "";
     job = null;
     if (failed) return;
     if (!found) say("Stopped.");
-    else if (!result.faces) say("No face was found there, so the hole is filled from the rest of the photo. If there is one, undo and mark it.");
+    else if (!result.faces) say(`No face was found there, so the hole is filled from the rest of the photo. If there is one, undo and mark it.${rim}`);
     else say(`${found} answer${found > 1 ? "s" : ""}: choose one, and save.${under ?
-      " A face was found under the paint; if it is not in its place, undo and mark it." : ""}`);
+      " A face was found under the paint; if it is not in its place, undo and mark it." : ""}${rim}`);
   }
 }
 
