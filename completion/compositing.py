@@ -109,22 +109,24 @@ def poisson(image, generated, mask):
     return np.where(known, image, generated + harmonic(error, ~known[..., 0], known[..., 0])).astype(np.float32)
 
 
-def harmonic(values, unknown, known, exact=EXACT):
+def harmonic(values, unknown, known, exact=EXACT, check=lambda *_: None):
     """The smoothest continuation of `values`, float64 (H, W, C), from where they are `known` to where `unknown`.
 
     Both are boolean (H, W); a pixel that is neither is ignored. In the hole each pixel becomes the mean of its
     neighbours (Laplace's equation; Perez et al. 2003, equation 4), and 0 where nothing known can be reached. Up to
     `exact` unknown pixels are solved for exactly. More start from the solution at half the resolution, followed by
     `CORRECTIONS` steps of conjugate gradients (cascadic multigrid, Bornemann and Deuflhard 1996), and by none where
-    there are more than `COARSE`.
+    there are more than `COARSE`. check: a function that is called before all this and after each step, and may raise to
+    end the work.
     """
     count, result = int(unknown.sum()), values.copy()
+    check()
     if not count:
         return result
     if count > exact:
         unknown_half, known_half = (shrunk(x[..., None], 2)[..., 0] for x in (unknown, known))
         means = shrunk(np.where(known[..., None], values, 0.0), 2) / np.where(known_half > 0, known_half, 1)[..., None]
-        coarse = harmonic(means, (unknown_half > 0) & (known_half == 0), known_half > 0, exact)
+        coarse = harmonic(means, (unknown_half > 0) & (known_half == 0), known_half > 0, exact, check)
         result[unknown] = enlarge(coarse, unknown_half + known_half > 0, unknown.shape)[unknown]
     if count > max(exact, COARSE):
         return result
@@ -132,9 +134,9 @@ def harmonic(values, unknown, known, exact=EXACT):
     if count <= exact:
         result[unknown] = scipy.sparse.linalg.splu(matrix.tocsc()).solve(target)
         return result
+    options = dict(rtol=0, maxiter=CORRECTIONS, callback=check)
     for channel in range(values.shape[-1]):
-        start = result[unknown, channel]
-        found, _ = scipy.sparse.linalg.cg(matrix, target[:, channel], start, rtol=0, maxiter=CORRECTIONS)
+        found, _ = scipy.sparse.linalg.cg(matrix, target[:, channel], result[unknown, channel], **options)
         result[unknown, channel] = found
     return result
 

@@ -10,15 +10,16 @@ HOLE, WHOLE = 20000, 2**19  # pixels, hidden and all, up to which it works at th
 SIDE, DIRECTIONS = 3, 8  # of patches: their pixels, and their principal components that are compared for detail
 
 
-def fill(pixels, hidden, known, at_once=HOLE):
+def fill(pixels, hidden, known, at_once=HOLE, check=lambda *_: None):
     """Fill what is `hidden`, boolean (H, W), of uint8 (H, W, 1 or 3) with what it shows where `known`, boolean (H, W).
 
     What `pixels` holds elsewhere is ignored; what is neither stays as it is. Where more than `at_once` pixels are
     hidden, or the photo is large, it is filled at a lower resolution, and then gets the detail of what looks most
-    alike. Equal inputs give equal results.
+    alike. Equal inputs give equal results. check: see `compositing.harmonic`; it is called before each of these.
     """
     import cv2
 
+    check()
     shrink = int(np.ceil(max(hidden.sum() / at_once, hidden.size / WHOLE) ** 0.5))
     if shrink < 2:
         return fill_at_once(pixels, hidden, known)
@@ -29,6 +30,7 @@ def fill(pixels, hidden, known, at_once=HOLE):
     share, gone, small = (cv2.resize(x, size, interpolation=cv2.INTER_AREA) for x in (share, gone, shown))
     small = small.reshape(*share.shape, -1) / np.maximum(share, 1e-6)[..., None]
     small = fill_at_once(utils.to_bytes(small), (share < 0.5) & (gone > 0), share >= 0.5)
+    check()
     large = with_detail(small, shown, share, gone, shrink)
     return np.where(hidden[..., None], large[: hidden.shape[0], : hidden.shape[1]], pixels)
 

@@ -19,18 +19,18 @@ REACH, TEXTURE, BEYOND, FADE = 2, 0.6, 2, 3
 
 
 def into_photo(
-    photo, hidden, crops, matrices, seed=0, void=None, texture=None, at_once=patchmatch.HOLE, refiner=None
+    photo, hidden, crops, matrices, seed=0, void=None, texture=None, at_once=patchmatch.HOLE, refiner=None,
+    check=lambda *_: None,
 ):  # fmt: skip
     """Fill the hole of a whole photo from its completed faces, and what lies beside them by PatchMatch.
 
-    photo: uint8 (H, W, C); what it holds where boolean (H, W) `hidden` is ignored, and nothing else changes. void: what
-    is transparent and stays so, boolean (H, W), which is ignored as well. crops: completed faces, uint8 (size, size, C)
-    each; matrices: (2, 3), from photo to crop pixels (x, y, 1). Where faces overlap, a pixel comes from the one in
-    whose middle it lies most. Each is enlarged to the photo's resolution, joined without a seam (`harmonic`), and keeps
-    the tone of what is known of it (`one_tone`). Beyond its outline it fades into what PatchMatch copies from the rest
-    of the photo, near known pixels it takes the fine detail of that, and further inside the photo's grain (`seed`
-    decides it). Returns the photo, how many pixels of the hole lie in no crop, and what PatchMatch made: a `texture`
-    for other crops. at_once: see `patchmatch.fill`. refiner: a `Refiner`, which draws crops at twice the size first.
+    photo: uint8 (H, W, C); what it holds where boolean (H, W) `hidden` is ignored, and nothing else changes. void: the
+    same of what is transparent and stays so. crops: completed faces, uint8 (size, size, C) each; matrices: (2, 3), from
+    photo to crop pixels (x, y, 1). Where faces overlap, a pixel comes from the one in whose middle it lies most. Each
+    is enlarged to the photo's resolution, joined without a seam (`harmonic`), and keeps the tone of what is known of it
+    (`one_tone`). Beyond its outline it fades into what PatchMatch copies, near known pixels it takes the fine detail of
+    that, further inside the photo's grain (by `seed`). Returns the photo, how many hidden pixels lie in no crop, and
+    what PatchMatch made: a `texture` for other crops. at_once, check: see `patchmatch.fill`. refiner: see `refined`.
     """
     import cv2
 
@@ -58,7 +58,7 @@ def into_photo(
         matrix = matrix @ geometry.resize_matrix(1, (box[1].start, box[0].start))
         face, depth = (enlarged(x, matrix, own.shape) for x in (crop, outline(len(crop))))
         error = np.where(done[box][..., None], photo[box] - face, 0.0)
-        face += compositing.harmonic(error, own, done[box])
+        face += compositing.harmonic(error, own, done[box], check=check)
         filled[mine] = 127.5 * compositing.one_tone(seen[number] / 127.5 - 1, face[own] / 127.5 - 1) + 127.5
         unit = len(crop) / 64 * abs(np.linalg.det(matrix[:, :2])) ** -0.5
         inside[mine] = smoothstep((depth[own] + BEYOND) / FADE)
@@ -69,7 +69,7 @@ def into_photo(
     if texture is None:
         unsure = np.zeros_like(hidden)
         unsure[hidden] = ((inside < 1) | (near > 0))[:, 0]
-        texture = patchmatch.fill(photo, unsure, known | (hidden & ~unsure), at_once)
+        texture = patchmatch.fill(photo, unsure, known | (hidden & ~unsure), at_once, check)
     filled = inside * filled + (1 - inside) * texture[hidden]
     for box, own, mine, unit in faces:
         error = np.zeros((*own.shape, photo.shape[2]), np.float32)

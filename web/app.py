@@ -11,6 +11,7 @@ import functools
 import json
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -29,6 +30,7 @@ STATIC = Path(__file__).resolve().parent / "static"
 PAGES, PHOTOS = 100, 20  # open pages, and those of them with a photo, at most
 UNUSED = 30 * 60  # seconds after which a photo is dropped
 AWAY = 5  # seconds that a page may be without its stream
+WATCH = 0.2  # seconds between two looks at whether anybody still waits for an answer
 
 
 class Site:
@@ -105,6 +107,20 @@ class Site:
         """What a function returns that takes its time, without TensorFlow."""
         return await asyncio.get_running_loop().run_in_executor(self.threads, function, *args)
 
+    async def run_for(self, request, page, function, *args):
+        """The same of one that calls its last argument now and then, which ends it once nobody waits for it."""
+        photo, gone = page.photo, threading.Event()
+
+        def check(*_):
+            if gone.is_set():
+                raise HTTPException(410, "This page was closed, or has another photo.")
+
+        work = asyncio.ensure_future(self.run(function, *args, check))
+        while not (await asyncio.wait([work], timeout=WATCH))[0]:
+            if page.photo is not photo or await request.is_disconnected():
+                gone.set()
+        return await work
+
     async def render(self, request, page, asked):
         """The edit that `requests.parse_answer` names and what `session.render` makes of its answer.
 
@@ -116,7 +132,7 @@ class Site:
             if page.photo is not photo or await request.is_disconnected():
                 raise HTTPException(410, "This page was closed, or has another photo.")
             if page.rendered[0] != asked:
-                page.rendered = asked, await self.run(session.render, photo, *details)
+                page.rendered = asked, await self.run_for(request, page, session.render, photo, *details)
             return edit, page.rendered[1]
 
     async def flatten(self, request, page, asked):
@@ -260,7 +276,8 @@ class Site:
         page, kind = self.find_page(request), requests.parse_kind(request)
         photo, asked = page.photo, requests.parse_query(request) if "fill" in request.query_params else None
         layers = await self.flatten(request, page, asked)
-        return Response(await self.run(session.save, photo, layers, kind), media_type=f"image/{kind.lower()}")
+        file = await self.run_for(request, page, session.save, photo, layers, kind)
+        return Response(file, media_type=f"image/{kind.lower()}")
 
 
 def encode_event(event):

@@ -337,10 +337,11 @@ def to_crops(photo, images):
     return [reading.to_pixels(utils.to_picture(crop), grey) for crop in utils.to_uint8(images)]
 
 
-def render(photo, edit, answer, detail, completer):
+def render(photo, edit, answer, detail, completer, check=lambda *_: None):
     """The part of the photo that holds the hole, uint8 (h, w, C), filled with one of the answers at some detail.
 
-    One at a time for each edit: the first makes the texture that serves them all, as with --samples.
+    One at a time for each edit: the first makes the texture that serves them all, as with --samples. check: a function
+    that is called now and then, and may raise to end the work.
     """
     pixels, hidden = before(photo, edit, edit.surroundings)
     to_photo = geometry.resize_matrix(1, [side.start for side in edit.surroundings[::-1]])
@@ -350,7 +351,9 @@ def render(photo, edit, answer, detail, completer):
         crops = []
         if matrices:
             crops = to_crops(photo, completer.blend(edit.images, edit.answers[number][1], edit.holes, detail))
-        return filling.into_photo(pixels, hidden, crops, matrices, number, texture=texture, refiner=completer.refiner)
+        check()
+        options = dict(texture=texture, refiner=completer.refiner, check=check)
+        return filling.into_photo(pixels, hidden, crops, matrices, number, **options)
 
     texture = edit.texture[0] if edit.texture else None
     if texture is None and (answer, detail) != (0, completer.detail):
@@ -371,12 +374,27 @@ def layers_up_to(edit, rendered):
     return [*edit.layers, Layer(edit.part, rendered, edit.hole)]
 
 
-def save(photo, layers=(), kind="PNG"):
-    """The photo under layers as a file of its own size, of one of `KINDS`, that keeps its metadata: bytes."""
+class CheckedFile(io.BytesIO):
+    """A file in memory that calls a function, which may raise, before each piece is written."""
+
+    def __init__(self, check):
+        super().__init__()
+        self.check = check
+
+    def write(self, data):
+        self.check()
+        return super().write(data)
+
+
+def save(photo, layers=(), kind="PNG", check=lambda *_: None):
+    """The photo under layers as a file of its own size, of one of `KINDS`, that keeps its metadata: bytes.
+
+    check: see `render`.
+    """
     pixels, transparent = composite(photo, layers, WHOLE)
     picture = utils.to_picture(pixels)
     if transparent.any() and kind != "JPEG":
         picture.putalpha(Image.fromarray(np.where(transparent, photo.alpha, np.uint8(255))))
-    file = io.BytesIO()
+    file = CheckedFile(check)
     picture.save(file, kind, **KINDS[kind], **photo.metadata)
     return file.getvalue()

@@ -18,6 +18,7 @@ import pytest
 import skimage.data
 from browser import PATIENCE
 from PIL import Image
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from completion import masks
@@ -369,6 +370,23 @@ def test_a_photo_that_is_closed_while_an_answer_is_rendered(monkeypatch):
     response = asyncio.run(site.patch(Request(scope, connected)))
     assert page.photo is None
     np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(response.body)))[..., :3], rendered)
+
+
+def test_what_nobody_waits_for_ends():
+    site, asked = app.Site(None), Request(dict(type="http"), disconnected)
+    page = queue.Page(site.searches)
+
+    def work(check):
+        end = time.monotonic() + PATIENCE
+        while time.monotonic() < end:
+            check()
+
+    with pytest.raises(HTTPException, match="closed"):
+        asyncio.run(site.run_for(asked, page, work))
+
+
+async def disconnected():
+    return dict(type="http.disconnect")
 
 
 def test_only_the_latest_edits_are_kept():

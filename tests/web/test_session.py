@@ -88,6 +88,27 @@ def near_strokes(shape, strokes, beyond):
     return near
 
 
+def test_damage_beyond_the_paint_shows(photo):
+    pixels = photo.pixels.copy()
+    pixels[120:150, 100:200] = 255
+    for size, rim in ((24, True), (34, False)):
+        stroke = session.Stroke(np.array([[100.0, 135.0], [200.0, 135.0]]), size)
+        edit = session.start_edit(opened(pixels), [stroke])
+        assert session.shows_a_rim(opened(pixels), edit) == rim
+
+
+def test_a_rendering_and_a_file_can_be_ended(photo, filled, completer):
+    def check_after(times):
+        checks = iter([None] * times)
+        return lambda *_: next(checks)
+
+    for times in range(3):
+        with pytest.raises(StopIteration):
+            session.render(photo, filled, 1, 0.4, completer, check_after(times))
+        with pytest.raises(StopIteration):
+            session.save(photo, check=check_after(times))
+
+
 def test_strokes_cover_what_is_near_their_lines():
     photo = reading.Photo(np.zeros((80, 120, 3), np.uint8), None, {}, [])
     outside = session.Stroke(np.array([[-50.0, 40.0], [60.0, 20.0], [140.0, 90.0]]), 9.0)
