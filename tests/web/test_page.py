@@ -370,6 +370,27 @@ def test_a_jpeg_file_can_be_saved_as_one(painter, tmp_path):
     assert Image.open(download.value.path()).format == "JPEG"
 
 
+def test_a_reload_keeps_the_answers_that_the_server_has(painter, portrait):
+    page = painter().ready().open(portrait)
+    page.page.on("dialog", lambda dialog: dialog.accept())
+    page.stroke([(112, 116), (176, 112)])
+    page.fill()
+    page.page.locator("#answers label").nth(2).click()
+    third = page.save()[0]
+    for _ in range(2):
+        page.page.reload()
+        page.says("with its answers")
+        assert page.page.locator("#answers input").nth(2).is_checked()
+    np.testing.assert_array_equal(page.save()[0], third)
+    page.stroke([(150, 160)])
+    page.page.reload()  # what was filled is in the photo now
+    page.says("with its answers")
+    np.testing.assert_array_equal(page.save()[0], third)
+    page.fill()
+    changed = (page.save()[0] != third).any(-1)
+    assert changed[155:165].any() and not changed[:140].any()
+
+
 def test_a_reload_keeps_photo_and_paint_until_it_is_closed(painter, portrait):
     page, other = (painter().ready() for _ in range(2))
     page.open(portrait)
@@ -381,8 +402,9 @@ def test_a_reload_keeps_photo_and_paint_until_it_is_closed(painter, portrait):
     page.stroke([(150, 160)])
     page.save("#saveMask")
     page.page.on("dialog", lambda dialog: dialog.accept())
+    page.context.add_init_script("sessionStorage.removeItem('page')")  # as after a time that is too long for the server
     page.page.reload()
-    page.says("the photo from before")
+    page.says("the photo from before, with its paint")
     kept, name = page.save("#saveMask")
     assert name == "portrait-mask.png" and kept[159, 150] and (kept | ~mask).all()
     other.page.reload()

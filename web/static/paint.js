@@ -6,7 +6,7 @@
 
 import { follow } from "/brush.js";
 import * as canvas from "/canvas.js";
-import { SILENT, ask, askBitmap, listen, send } from "/server.js";
+import { SILENT, ask, askBitmap, connected, listen, send } from "/server.js";
 import { findKept, forget, keepPaint, keepPhoto } from "/store.js";
 
 const $ = (id) => document.getElementById(id);
@@ -41,7 +41,8 @@ function push(next) {
 // all that is painted, and was
 const allStrokes = () => [...step().filled, ...step().strokes];
 
-const keep = () => keepPaint({ strokes: allStrokes(), marked: step().marked });
+// what a reload needs; pictures are fetched again
+const keep = () => keepPaint({ step: { ...step(), layers: [] }, photo, saved });
 
 // the step that a new stroke starts from: on top of the result, where there is one
 function onTop() {
@@ -166,6 +167,7 @@ function showAnswers() {
 function choose(i) {
   if (!step().result?.answers[i]) return;
   step().result.chosen = i;
+  keep();
   show();
 }
 
@@ -231,11 +233,9 @@ async function onSearch(event) {
 async function fetchAnswer(search, event, before) {
   await before;
   try {
-    const query = `preview?fill=${event.fill}&answer=${event.answer}`, { signal } = search.controller;
-    search.rough ??= askBitmap(`${query}&detail=0`, signal); // the most probable face is that of all answers
-    const [rough, fine] = await Promise.all([search.rough, askBitmap(`${query}&detail=1`, signal)]);
     const [left, top, width, height] = event.box;
-    const answer = { answer: event.answer, place: event.place, rough, fine, left, top, width, height };
+    const answer = { answer: event.answer, place: event.place, left, top, width, height };
+    await fetchPictures(search, event.fill, answer);
     if (!search.result) {
       search.result = { fill: event.fill, answers: [answer], chosen: 0, detail: search.detail, faces: search.faces };
       search.frame = null;
@@ -243,11 +243,18 @@ async function fetchAnswer(search, event, before) {
       $("answers").scrollIntoView({ block: "nearest" });
     } else {
       search.result.answers.push(answer);
+      keep();
     }
   } catch (error) {
     if (!search.controller.signal.aborted) say(error.message);
   }
   show();
+}
+
+async function fetchPictures(search, fill, answer) {
+  const query = `preview?fill=${fill}&answer=${answer.answer}`, { signal } = search.controller;
+  search.rough ??= askBitmap(`${query}&detail=0`, signal); // the most probable face is that of all answers
+  [answer.rough, answer.fine] = await Promise.all([search.rough, askBitmap(`${query}&detail=1`, signal)]);
 }
 
 async function upload(file) {
@@ -317,27 +324,52 @@ async function open(file) {
   await keepPhoto(file);
   steps = [transparent ? { ...EMPTY, strokes: [transparent] } : EMPTY];
   [at, marking, cursor] = [0, null, null];
-  canvas.fit(photo);
-  canvas.drawPlot($("plot"), [], 4);
+  showOpened();
   const count = photo.faces.length;
   if (transparent) say("Paint over what is to go, or fill: what is transparent is painted already.");
   else say(count ? `${count} face${count > 1 ? "s" : ""} found. Paint over what is to go.` :
     "No face found yet. Paint over all that is damaged: a face is searched for again under the paint.");
-  $("kind").replaceChildren(...["PNG", photo.kind].map((kind) => new Option(kind)));
   show();
   $("overlay").focus();
   return true;
 }
 
-// after a reload: the photo that was open, and its paint
+function showOpened() {
+  canvas.fit(photo);
+  canvas.drawPlot($("plot"), [], 4);
+  $("kind").replaceChildren(...["PNG", photo.kind].map((kind) => new Option(kind)));
+}
+
+// after a reload: the photo that was open, its paint, and its answers where the server still has them
 async function restore() {
-  const [file, paint] = await findKept();
-  if (!file || photo || !(await open(file)) || !paint?.strokes.length) return;
-  for (const stroke of paint.strokes) {
+  const [file, kept] = await findKept(), { isNew, photo: there } = await connected;
+  if (!file || photo || job) return;
+  job = { opening: file.name }; // so that nothing else starts
+  const known = kept && !isNew && there && await restoreAnswers(kept).catch(() => null);
+  job = null;
+  if (known) photo = { ...kept.photo, bitmap: known.bitmap, file };
+  else if (!(await open(file)) || !kept) return;
+  const { filled, strokes, marked } = kept.step;
+  for (const stroke of [...filled, ...strokes]) {
     if (stroke.mask) stroke.picture = canvas.tinted(await toBitmap(stroke.mask));
   }
-  push({ ...EMPTY, ...paint });
-  say("This is the photo from before, with its paint. Paint more, or fill.");
+  if (known) showOpened();
+  push(known ? { ...kept.step, layers: known.layers } : { ...EMPTY, strokes: [...filled, ...strokes], marked });
+  const filledBefore = known && (kept.step.result || kept.step.base);
+  say(`This is the photo from before, with its ${filledBefore ? "answers. Choose one, and save" : "paint. Paint more, or fill"}.`);
+}
+
+// the pictures of what was kept, from the server that has it
+async function restoreAnswers({ photo: { width, height, transparent }, step: { base, result }, saved: name }) {
+  const search = { controller: new AbortController() }, layers = [];
+  for (const answer of result?.answers || []) await fetchPictures(search, result.fill, answer);
+  if (result) result.sharp = null;
+  if (base) {
+    const whole = new URLSearchParams({ ...base, kind: transparent ? "PNG" : "JPEG" });
+    layers.push({ fine: await askBitmap(`mended?${whole}`), detail: 1, left: 0, top: 0, width, height });
+  }
+  saved = name;
+  return { bitmap: await askBitmap("photo"), layers };
 }
 
 // close the photo: nobody keeps it
@@ -404,7 +436,10 @@ async function save() {
   if ($("save").disabled) return;
   const { result, base } = step(), answer = result ? nameOf(result) : base, kind = $("kind").value;
   const path = `mended?${new URLSearchParams({ ...answer, kind })}`;
-  if (await download(`${stem(photo.file)}-mended.${ENDINGS[kind]}`, path)) saved = JSON.stringify(answer);
+  if (await download(`${stem(photo.file)}-mended.${ENDINGS[kind]}`, path)) {
+    saved = JSON.stringify(answer);
+    keep();
+  }
 }
 
 async function saveMask() {
@@ -497,6 +532,7 @@ $("kind").onchange = ({ target }) => say(target.value === "PNG" ? "PNG keeps all
 $("fit").onclick = () => { if (photo) canvas.fit(photo); draw(); };
 $("size").oninput = $("split").oninput = draw;
 $("help").onclick = () => $("keys").showModal();
+$("detail").onchange = keep;
 $("detail").oninput = ({ target }) => { step().result.detail = target.value / 100; show(); };
 for (const kind of ["pointerdown", "keydown"]) {
   $("original").addEventListener(kind, ({ key }) => { if (!key || key === " " || key === "Enter") showOriginal(true); });

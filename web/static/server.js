@@ -1,8 +1,10 @@
 // The server of paint.py, which knows this page by the stream of events that it holds open.
 
+import { leaveName, takeName } from "/store.js";
+
 export const SILENT = "The server does not answer. Does paint.py still run?";
-let page = null, connect; // its name at the server
-const connected = new Promise((resolve) => { connect = resolve; });
+let page = takeName(), connect; // its name at the server
+export const connected = new Promise((resolve) => { connect = resolve; });
 
 export async function ask(path, options = {}) {
   await connected;
@@ -41,7 +43,7 @@ export function listen(onEvent) {
     if (event.page) {
       event.isNew = event.page !== page;
       page = event.page;
-      connect();
+      connect(event);
     }
     before = before.then(() => onEvent(event)).catch((error) => console.error(error));
   };
@@ -51,6 +53,8 @@ export function listen(onEvent) {
     setTimeout(() => listen(onEvent), 1000);
   };
 }
+
+window.addEventListener("pagehide", () => { if (page) leaveName(page); });
 
 export async function askBitmap(path, signal) {
   return createImageBitmap(await (await ask(path, { signal })).blob());

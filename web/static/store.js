@@ -33,6 +33,26 @@ export async function keepPaint(paint) {
   if (tab) await access("readwrite", (kept) => kept.put(JSON.stringify(paint), [tab, "paint"]));
 }
 
+// This page's name at the server, which a reload takes up; between two loads alone it is there, as a tab that is
+// duplicated must not have it as well.
+export function takeName() {
+  try {
+    const name = sessionStorage.page;
+    sessionStorage.removeItem("page");
+    return name || null;
+  } catch {
+    return null;
+  }
+}
+
+export function leaveName(name) {
+  try {
+    sessionStorage.page = name;
+  } catch {
+    // the reloaded page will be a new one
+  }
+}
+
 // the photo, a File, and the paint that were kept before a reload
 export async function findKept() {
   try {
