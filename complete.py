@@ -125,7 +125,7 @@ def complete(args):
             photos, crops, images = read_photos(args, size, channels, out_dir / "aligned")
         else:
             images = read_images(args, size, channels)
-            crops = restoring.find_crops(images.paths) if args.put_back else []
+            crops = restoring.find_crops(images.paths, not args.maskType and images.holes.kind) if args.put_back else []
         log_dir = utils.make_directory(args.log_dir, "--log_dir")
         completer = load_completer(args, directory) if images else None
     if images:

@@ -70,7 +70,7 @@ def align_photo(photo, detector, settings):
         by_hand = geometry.landmarks_by_hand(settings.points, settings.landmarks, hidden.shape)
         found, count = [Found(by_hand, None, 0.0, "points")], 1
     else:
-        found, count = find_faces(photo.pixels, hidden, detector, settings)
+        found, count = find_faces(photo.pixels, hidden, photo.hole, detector, settings)
     layers = photo.rgba if hidden.any() else np.ascontiguousarray(np.broadcast_to(photo.pixels, (*hidden.shape, 3)))
     for places, box, _, seen in found:
         matrix = geometry.affine(places, size, settings.landmarks)
@@ -88,31 +88,34 @@ class Found(NamedTuple):
     seen: str  # see `Face`
 
 
-def find_faces(pixels, hidden, detector, settings):
+def find_faces(pixels, hidden, hole, detector, settings):
     """The faces taken, a list of `Found`, and how many there are, in uint8 (H, W, 1 or 3) and what is missing of it.
 
-    A large photo is looked at in the size of detection. Where no face is found, or only one that does not fit, it is
-    looked at turned, too.
+    hole: what of that is to be filled, boolean (H, W), and not a cut-out's own transparency. A large photo is looked at
+    in the size of detection. Where no face is found, or only one that does not fit, it is looked at turned, too.
     """
     import cv2
 
     small, scale = detection.shrink(pixels)
-    hole = cv2.resize(hidden.astype(np.float32), small.shape[1::-1], interpolation=cv2.INTER_AREA) > 0
-    found, count = take_faces(small, hole, detector, settings)
+    hidden, hole = (
+        cv2.resize(part.astype(np.float32), small.shape[1::-1], interpolation=cv2.INTER_AREA) > 0
+        for part in (hidden, hole)
+    )
+    found, count = take_faces(small, hidden, hole, detector, settings)
     if count <= 1:
-        filled = next(occlusion.fillings(small, hole))[1] if hole.any() else small
+        filled = next(occlusion.fillings(small, hidden))[1] if hidden.any() else small
         if not found or not fits(found[0], filled, detector):
             least = max([CLEAR, *(one.score + CLEARER for one in found)])
-            found, count = find_turned(small, hole, filled, least, detector, settings) or (found, count)
+            found, count = find_turned(small, hidden, hole, filled, least, detector, settings) or (found, count)
     if scale < 1:
         found = [one._replace(landmarks=detection.enlarge(one.landmarks, scale), box=None) for one in found]
     return found, count
 
 
-def find_turned(pixels, hidden, filled, least, detector, settings):
+def find_turned(pixels, hidden, hole, filled, least, detector, settings):
     """As `find_faces`, in a photo turned by 90, 180 or 270 degrees, or else by one of the angles between; or None.
 
-    That direction counts in which a face scores highest, at `least` so much, in uint8 RGB (H, W, 3) with its hole
+    That direction counts in which a face scores highest, at `least` so much, in uint8 RGB (H, W, 3) with what is hidden
     `filled`.
     """
     import cv2
@@ -123,8 +126,8 @@ def find_turned(pixels, hidden, filled, least, detector, settings):
         scores = [best_score(cv2.warpAffine(filled, *turn), detector, times) for turn in turns]
         matrix, size = turns[np.argmax(scores)]
         if max(scores) >= least:
-            hole = cv2.warpAffine(np.float32(hidden), matrix, size) > 0
-            found, count = take_faces(cv2.warpAffine(pixels, matrix, size), hole, detector, settings)
+            hidden, hole = (cv2.warpAffine(np.float32(part), matrix, size) > 0 for part in (hidden, hole))
+            found, count = take_faces(cv2.warpAffine(pixels, matrix, size), hidden, hole, detector, settings)
             back = cv2.invertAffineTransform(matrix)
             places = [one.landmarks @ back[:, :2].T + back[:, 2] for one in found]
             return [one._replace(landmarks=p, box=None) for one, p in zip(found, places, strict=True)], count
@@ -148,10 +151,10 @@ def fits(face, pixels, detector):
     return max(best_score(one, detector) for one in turned) < face.score + CLEARER
 
 
-def take_faces(pixels, hidden, detector, settings):
+def take_faces(pixels, hidden, hole, detector, settings):
     """As `find_faces`, in uint8 RGB, of upright faces alone."""
     if hidden.any():
-        found = occlusion.find_faces_under(pixels, hidden, detector, settings.faces, settings.upsample)
+        found = occlusion.find_faces_under(pixels, hidden, detector, settings.faces, settings.upsample, hole)
     else:
         found = detector.find_scored_faces(pixels, settings.faces, settings.upsample)
     results = []

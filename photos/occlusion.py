@@ -83,14 +83,14 @@ def around(box):
     return np.s_[top : box.bottom() + box.height(), left : box.right() + box.width()]
 
 
-def find_faces_under(pixels, hidden, detector, faces="largest", upsample=1):
+def find_faces_under(pixels, hidden, detector, faces="largest", upsample=1, hole=None):
     """The faces in a photo of which a part is `hidden`: a list of lists of `Detection`s, the surest first in each.
 
-    Faces that the hole touches come first. Mirrored fillings count only where the others show none of these, as there
-    are false faces among theirs. Detections with scores below 0 are doubtful: with a prior, the first of them that the
-    hole touches and that it confirms (`is_face`) counts where no other face is touched; else, or without a prior, the
-    surest, where there is no other face. A face of which little is visible is none: it may be another one's mirror
-    image.
+    Faces that the hole touches come first; it is what is hidden, or that part of it in boolean (H, W) `hole`. Mirrored
+    fillings count only where the others show none of these, as there are false faces among theirs. Detections with
+    scores below 0 are doubtful: with a prior, the first of them that the hole touches and that it confirms (`is_face`)
+    counts where no other face is touched; else, or without a prior, the surest, where there is no other face. A face of
+    which little is visible is none: it may be another one's mirror image.
     """
 
     def detect(filling, photo):
@@ -102,8 +102,10 @@ def find_faces_under(pixels, hidden, detector, faces="largest", upsample=1):
                 break
         return [(score, one) for score, one in pairs if (~in_box(hidden, one.box)).mean() > MIN_VISIBLE]
 
+    hole = hidden if hole is None else hole
+
     def touched(one):
-        return in_box(hidden, one.box).any()
+        return in_box(hole, one.box).any()
 
     detected, found = [detect(*filling) for filling in fillings(pixels, hidden)], []
     for several in detected[:2], detected[2:]:

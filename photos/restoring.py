@@ -112,14 +112,25 @@ def put_back(path, photo, hidden, parts, sample, seed, texture=None, refiner=Non
     return outside / max(1, hidden.sum()), texture
 
 
-def find_crops(paths):
-    """The `record.Crop` of each of some images, or None; those are told of. Raises UserError if there is no crop."""
+def find_crops(paths, kind):
+    """The `record.Crop` of each of some images, or None; those are told of.
+
+    kind: of their holes, or False where a flag chose it. Raises UserError if there is no crop or no photo of any, and
+    where a hole would be the default one although a mask tells what is damaged.
+    """
     crops = record.find_crops(paths)
     if odd := [path for path, crop in zip(paths, crops, strict=True) if not crop]:
         line = f"{utils.some(odd)}: of no photo that an align.csv above tells of"
         if len(odd) == len(crops):
             raise cli.UserError(f"--put_back: {line}; give faces as align.py writes them")
         print(line, file=sys.stderr)
+    found = [crop for crop in crops if crop]
+    if not any(crop.source.exists() for crop in found):
+        advice = "put the photos back where they were, or run align.py again"
+        raise cli.UserError(f"--put_back: {utils.some([crop.source for crop in found])}: no such file; {advice}")
+    if kind == "center" and (masked := [crop.source for crop in found if crop.mask_file]):
+        advice = "--photo fills what is beside it, and --maskType another hole"
+        raise cli.UserError(f"--put_back: {utils.some(masked)}: its mask hides nothing of its face; {advice}")
     return crops
 
 

@@ -13,12 +13,12 @@ import pytest
 import scipy.ndimage
 import test_align
 import test_faces
-from conftest import ROOT
+from conftest import ROOT, one_line
 from conftest import run as run_script
 from PIL import Image
 from test_faces import PORTRAIT, align, apply, crops, matrix_of, read, rows_of, run
 
-from photos import detection, geometry, occlusion, record
+from photos import alignment, detection, geometry, occlusion, reading, record
 
 models, in_process = test_faces.models, test_faces.in_process
 run_here, refused = test_align.run_here, test_align.refused
@@ -128,6 +128,12 @@ def test_the_face_with_the_hole_is_taken(models, landmarks):
     alpha[:240, :240][hole("stain", landmarks)] = 0
     (face,), count = align(np.dstack([pair, alpha]), models._replace(prior=None))
     assert count == 2 and face.box.right() < 240 and (face.crop[..., 3] == 0).mean() > 0.05
+    # also beside a larger one that is cut out: what stays transparent is no hole
+    cut_out = np.full(pair.shape[:2], 255, np.uint8)
+    cut_out[:, 550:] = 0
+    photo = reading.Photo(pair, np.minimum(alpha, cut_out), {}, [], cut_out)
+    (face,), _ = alignment.align_photo(photo, models._replace(prior=None), alignment.Settings())
+    assert face.box.right() < 240
 
 
 @pytest.fixture
@@ -365,6 +371,32 @@ def test_one_command_mends_a_photo_with_the_same_bits_as_two(tmp_path, damaged, 
     transparent(hidden, 3).save(tmp_path / "in/a.png")
     run_script("complete.py", "in", "--photo", "--outDir", "three", *FLAGS, model, cwd=tmp_path)
     np.testing.assert_array_equal(read(tmp_path / "three/photos/a.png"), result)
+
+
+def test_crops_go_back_into_photos_that_moved_with_them_and_into_no_others(tmp_path, damaged, run_here, trained):
+    flags = ["--put_back", *FLAGS, trained / "checkpoints/mine"]
+    shutil.copytree("in", "here/in")
+    run_here("here/in", "here/out", "--mask", "masks/a.png", "--size", 16)
+    shutil.move("here", "there")
+    done = run_script("complete.py", "there/out", *flags, cwd=tmp_path)
+    assert "completions/photos: 1 mended" in done.stdout and not done.stderr.count("skipped")
+    changed = (read(tmp_path / "completions/photos/a.png") != PORTRAIT).any(-1)
+    assert not changed[~grown(damaged)].any() and changed[damaged].mean() > 0.9
+    shutil.move("there/out", "alone/out")
+    line = one_line(run_script("complete.py", "alone/out", *flags, cwd=tmp_path, status=2), "run align.py again")
+    assert f"--put_back: {tmp_path}/alone/in/a.png: no such file" in line and not list(
+        (tmp_path / "completions-2").iterdir()
+    )
+
+
+def test_a_face_that_its_mask_does_not_touch_is_not_replaced(tmp_path, damaged, run_here, trained):
+    beside = np.zeros(damaged.shape, bool)
+    beside[-20:, -20:] = True
+    Image.fromarray(beside).save(tmp_path / "masks/a.png")
+    run_here("in", "out", "--mask", "masks/a.png", "--size", 16)
+    flags = ["out", "--put_back", *FLAGS, trained / "checkpoints/mine"]
+    line = one_line(run_script("complete.py", *flags, cwd=tmp_path, status=2), "--photo fills what is beside it")
+    assert "in/a.png: its mask hides nothing of its face" in line
 
 
 def test_every_photo_comes_out(tmp_path, damaged, trained):
