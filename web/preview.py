@@ -15,7 +15,7 @@ from web import session
 
 MARGIN = 32  # pixels of the photo that are looked at around a hole
 TEXTURE = 2**12  # pixels of it that are filled by PatchMatch at once, as the search waits for it
-PREVIEW = 320  # pixels of the longer side of a hole while it is searched for
+PREVIEW = 224  # pixels of the longer side of a hole while it is searched for
 
 
 def corners(matrix, size):
