@@ -41,7 +41,7 @@ def film(url):
     """Paint over the scratches, fill, move the slider; write what is seen: a picture and a film."""
     frames = []
     with chromium() as browser:
-        painter = Painter(browser, url, viewport=dict(width=1080, height=760), color_scheme="light").ready()
+        painter = Painter(browser, url, viewport=dict(width=1080, height=790), color_scheme="light").ready()
         page = painter.page
 
         def look(milliseconds):
