@@ -99,7 +99,7 @@ def draw_damage(kind, hidden, place, width, rng):
         distance = y - middle_y - slope * (x - middle_x) - ragged[x - middle_x + reach]
         hidden[np.abs(distance) < 0.03 * width] = 1
     elif kind == "torn corner":
-        side = rng.choice([-1, 1])
+        side = 1 if place(0.5, 0)[0] > hidden.shape[1] / 2 else -1  # of the photo, where less is torn off
         cheek_x, cheek_y = place(0.5 + 0.3 * side, rng.uniform(0.6, 0.8))
         right, down = side * (x - cheek_x), y - cheek_y
         hidden[right + down > ragged[np.clip(right - down, -reach, reach - 1) + reach]] = 1
@@ -214,7 +214,8 @@ def main():
         values = {name: [] for name in [*METHODS, ours]}
         for number, (path, (truth, shape)) in enumerate(truths.items()):
             mended = {name: method(truth, hidden[path]) for name, method in METHODS.items()}
-            mended[ours] = np.asarray(utils.open_image(folder / f"mended/photos/{path.stem}.png").convert("RGB"))
+            (result,) = folder.glob(f"mended/photos/{path.stem}.*")
+            mended[ours] = np.asarray(utils.open_image(result).convert("RGB"))
             sheet = args.out / f"sheets/{folder.name}-{path.stem}.png"
             rng = np.random.default_rng((number, 2))
             pair = mended[ours], mended["Telea, radius 3"]
