@@ -158,6 +158,12 @@ def to_uint8(images):
     return to_bytes((np.asarray(images) + 1) * 127.5)
 
 
+def smoothstep(values):
+    """From 0 at 0 and below to 1 at 1 and above."""
+    values = np.clip(values, 0, 1)
+    return values**2 * (3 - 2 * values)
+
+
 def block_means(images, side):
     """The means of blocks of `side` x `side` pixels: (N, H, W, C) -> (N, H / side, W / side, C)."""
     count, height, width, channels = images.shape

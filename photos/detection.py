@@ -65,6 +65,11 @@ def load_models(predictor):
     return dlib.get_frontal_face_detector(), model
 
 
+def installed_predictor():
+    """The installed 68-point predictor; raises UserError as `find_predictor` and `load_models` do."""
+    return load_models(find_predictor())[1]
+
+
 @functools.cache
 def pretrained_prior():
     """The prior of the pretrained model, which tells where hidden landmarks are, or None without such a model."""

@@ -7,7 +7,7 @@ import scipy.ndimage
 
 import utils
 from completion import compositing, patchmatch
-from photos import geometry, reading
+from photos import geometry, reading, symmetry
 
 MARGIN = 128  # pixels of a photo that are looked at around its hole; half the hole's longer side where that is more
 SQUARE, CLEAN = 8, 0.7  # pixels of a side, grey levels: where grain is measured, and what is too little to see
@@ -20,7 +20,7 @@ REACH, TEXTURE, BEYOND, FADE = 2, 0.6, 2, 3
 
 def into_photo(
     photo, hidden, crops, matrices, seed=0, void=None, texture=None, at_once=patchmatch.HOLE, refiner=None,
-    check=lambda *_: None,
+    check=lambda *_: None, predictor=None,
 ):  # fmt: skip
     """Fill the hole of a whole photo from its completed faces, and what lies beside them by PatchMatch.
 
@@ -30,17 +30,16 @@ def into_photo(
     is enlarged to the photo's resolution, joined without a seam (`harmonic`), and keeps the tone of what is known of it
     (`one_tone`). Beyond its outline it fades into what PatchMatch copies, near known pixels it takes the fine detail of
     that, further inside the photo's grain (by `seed`). Returns the photo, how many hidden pixels lie in no crop, and
-    what PatchMatch made: a `texture` for other crops. at_once, check: see `patchmatch.fill`. refiner: see `refined`.
+    what PatchMatch made: a `texture` for other crops. For the rest see `patchmatch.fill`, `refined` and `placed`.
     """
     import cv2
 
     result = photo.copy()
     if not hidden.any():
         return result, 0, texture
-    part = around(hidden)  # all work is done in the part of the photo around the hole
-    photo, hidden = photo[part].copy(), hidden[part]
-    known = ~hidden if void is None else ~(hidden | void[part])
-    noise = grain(photo, ~known, seed)
+    part, all_known = around(hidden), ~hidden if void is None else ~(hidden | void)
+    photo, hidden, known = photo[part].copy(), hidden[part], all_known[part]
+    noise, done = grain(photo, ~known, seed), known.copy()
     y, x = np.nonzero(hidden)
     filled, inside, near, faces = photo[hidden].astype(np.float64), *np.zeros((2, len(x), 1)), []
     distance = cv2.distanceTransform(hidden.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[hidden]
@@ -49,19 +48,20 @@ def into_photo(
     if refiner and crops:
         crops, matrices = refined(photo, known, crops, matrices, refiner)
     owners = owner_of_pixels(hidden, matrices, [len(crop) for crop in crops])
-    done = known.copy()
     for number, (crop, matrix) in enumerate(zip(crops, matrices, strict=True)):
         if not (owners == number).any():
             continue
         box = surrounding(owners == number, 1)  # one more, as that is what the face is joined to
         own, mine = owners[box] == number, owners[hidden] == number
+        start = [side.start + whole.start for side, whole in zip(box, part, strict=True)]
         matrix = matrix @ geometry.resize_matrix(1, (box[1].start, box[0].start))
-        face, depth = (enlarged(x, matrix, own.shape) for x in (crop, outline(len(crop))))
-        error = np.where(done[box][..., None], photo[box] - face, 0.0)
-        face += compositing.harmonic(error, own, done[box], check=check)
+        face, depth = placed(crop, matrix, own.shape, start[::-1], result, all_known, predictor)
+        face += compositing.harmonic(
+            np.where(done[box][..., None], photo[box] - face, 0.0), own, done[box], check=check
+        )
         filled[mine] = 127.5 * compositing.one_tone(seen[number] / 127.5 - 1, face[own] / 127.5 - 1) + 127.5
         unit = len(crop) / 64 * abs(np.linalg.det(matrix[:, :2])) ** -0.5
-        inside[mine] = smoothstep((depth[own] + BEYOND) / FADE)
+        inside[mine] = utils.smoothstep((depth[own] + BEYOND) / FADE)
         near[mine, 0] = np.clip(2 - distance[mine] / (REACH * unit), 0, 1)
         faces.append((box, own, mine, unit))
         done[box] |= own
@@ -78,6 +78,19 @@ def into_photo(
     filled += np.sqrt(1 - near**2) * inside * noise[y % len(noise), x % noise.shape[1]]
     result[part][hidden] = utils.to_bytes(filled)
     return result, int((owners < 0)[hidden].sum()), texture
+
+
+def placed(crop, matrix, shape, start, photo, known, predictor=None):
+    """A crop, and its `outline`, where it lies in the part of a photo of `shape` (H, W) at `start` (x, y).
+
+    matrix: (2, 3), from the part's pixels to the crop's. predictor: if given, by which it gets the detail that the
+    other side of the face shows where boolean (H, W) `known`, see `symmetry.detail`.
+    """
+    face, depth = (enlarged(values, matrix, shape) for values in (crop, outline(len(crop))))
+    if predictor:
+        to_crop = matrix @ geometry.resize_matrix(1, np.negative(start))
+        face += symmetry.detail(face, photo, known, crop, to_crop, start, predictor)
+    return face, depth
 
 
 def seen_in_crops(photo, known, matrices, sizes):
@@ -99,12 +112,6 @@ def refined(photo, known, crops, matrices, refiner):
     if channels < refiner.c_dim:
         drawn = drawn.mean(-1, keepdims=True)
     return list(utils.to_uint8(drawn)), matrices
-
-
-def smoothstep(values):
-    """From 0 at 0 and below to 1 at 1 and above."""
-    values = np.clip(values, 0, 1)
-    return values**2 * (3 - 2 * values)
 
 
 @functools.cache
@@ -136,7 +143,7 @@ def smoothed(values, where, sigma):
 
 
 def around(hidden):
-    """The part of a photo that `into_photo` looks at: slices."""
+    """The part of a photo in which `into_photo` works, around its hole: slices."""
     height, width = (side.stop - side.start for side in surrounding(hidden, 0))
     return surrounding(hidden, max(MARGIN, max(height, width) // 2))
 

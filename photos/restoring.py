@@ -13,7 +13,7 @@ from PIL import Image
 
 import utils
 from completion import masks
-from photos import filling, geometry, reading, record
+from photos import detection, filling, geometry, reading, record
 
 OTHER = 16  # grey levels, the mean difference from which a photo is another one
 RIM = 2  # how many times as much as elsewhere neighbours differ where damage reaches beyond its mask
@@ -100,7 +100,15 @@ def put_back(path, photo, hidden, parts, sample, seed, texture=None, refiner=Non
     void = None if own is None else (own < 255) & ~hidden
     matrices = [part.matrix() for part in parts]
     filled, outside, texture = filling.into_photo(
-        photo.pixels, hidden, crops, matrices, seed, void, texture, refiner=refiner
+        photo.pixels,
+        hidden,
+        crops,
+        matrices,
+        seed,
+        void,
+        texture,
+        refiner=refiner,
+        predictor=detection.installed_predictor(),
     )
     picture = utils.to_picture(filled)
     if void is not None and void.any():

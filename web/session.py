@@ -24,7 +24,7 @@ from PIL import Image
 
 import utils
 from completion import masks, prior
-from photos import detection, filling, geometry, occlusion, reading, restoring
+from photos import detection, filling, geometry, occlusion, reading, restoring, symmetry
 
 FORMATS = ["PNG", "JPEG", "WEBP", "AVIF", "BMP", "GIF", "TIFF"]
 # in which a photo is saved, and how; a mask in the first
@@ -233,7 +233,12 @@ def with_faces(photo, edit, faces, completer, detector, marked=()):
     if not found:
         return edit
     matrices, images, known = map(list, zip(*found, strict=True))
-    return edit._replace(matrices=matrices, images=utils.to_float(images), holes=masks.holes("alpha", known))
+    looked_at = [edit.surroundings, *(symmetry.around(matrix, size, hidden.shape) for matrix in matrices)]
+    surroundings = tuple(
+        slice(min(x.start for x in axis), max(x.stop for x in axis)) for axis in zip(*looked_at, strict=True)
+    )
+    holes = masks.holes("alpha", known)
+    return edit._replace(matrices=matrices, images=utils.to_float(images), holes=holes, surroundings=surroundings)
 
 
 def find_landmarks(pixels, hidden, faces, detector, marked):
@@ -353,6 +358,7 @@ def render(photo, edit, answer, detail, completer, check=lambda *_: None):
             crops = to_crops(photo, completer.blend(edit.images, edit.answers[number][1], edit.holes, detail))
         check()
         options = dict(texture=texture, refiner=completer.refiner, check=check)
+        options["predictor"] = detection.installed_predictor()
         return filling.into_photo(pixels, hidden, crops, matrices, number, **options)
 
     texture = edit.texture[0] if edit.texture else None

@@ -1,0 +1,110 @@
+"""The detail that a face gets from its other side."""
+
+import types
+
+import cv2
+import numpy as np
+import pytest
+import scipy.ndimage
+import skimage.data
+
+from photos import detection, geometry, symmetry
+
+RNG = np.random.default_rng(0)
+SYMMETRIC = (geometry.MINMAX_TEMPLATE + [1, 0] - geometry.MINMAX_TEMPLATE[symmetry.MIRRORED] * [1, -1]) / 2
+SIZE = 64
+MATRIX = np.array(
+    [[0.8, 0, 0.8 * (0.5 - 80)], [0, 0.8, 0.8 * (0.5 - 80)], [0, 0, 1]]
+)  # from `symmetric_photo` to its crop
+
+
+def test_each_landmark_has_a_counterpart():
+    np.testing.assert_array_equal(symmetry.MIRRORED[symmetry.MIRRORED], np.arange(68))
+    others = geometry.MINMAX_TEMPLATE[symmetry.MIRRORED] * [-1, 1] + [1, 0]
+    assert np.abs(others - geometry.MINMAX_TEMPLATE).max() < 0.06  # no face is quite symmetric
+
+
+def test_moving_least_squares_fits_an_affine_map_at_each_place():
+    sources, targets, places = RNG.normal(size=(20, 2)), RNG.normal(size=(20, 2)), RNG.normal(size=(5, 2))
+    found, areas = symmetry.moving_least_squares(places, sources, targets, 0.8)
+    for place, each, area in zip(places, found, areas, strict=True):
+        weights = np.exp(-((sources - place) ** 2).sum(1) / 2 / 0.8**2)[:, None] ** 0.5
+        rows = np.concatenate([sources, np.ones((20, 1))], 1)
+        affine = np.linalg.lstsq(weights * rows, weights * targets, rcond=None)[0]
+        np.testing.assert_allclose(each, [*place, 1] @ affine, atol=0.02)
+        assert area == pytest.approx(np.linalg.det(affine[:2]), abs=0.02)
+    matrix, shift = np.array([[-1.2, 0.1], [0.2, 0.9]]), np.array([3.0, -2.0])
+    found, areas = symmetry.moving_least_squares(places, sources, sources @ matrix + shift, 1.0)
+    np.testing.assert_allclose(found, places @ matrix + shift, atol=0.02)
+    np.testing.assert_allclose(areas, np.linalg.det(matrix), rtol=0.02)
+
+
+@pytest.mark.parametrize(("sigma", "tolerance"), [(1.5, 1e-4), (6.0, 0.03)])
+def test_a_mean_around_a_place_is_of_what_lies_there(sigma, tolerance):
+    where = np.zeros((60, 48), bool)
+    where[12:48, 6:42] = RNG.random((36, 36)) < 0.8
+    values = np.where(where[..., None], RNG.normal(5, 1, (60, 48, 3)), 0).astype(np.float32)
+    sums, share = (scipy.ndimage.gaussian_filter(x, (sigma, sigma, 0)) for x in (values, where[..., None] * 1.0))
+    found = symmetry.mean_around(values, where, sigma)[where]
+    np.testing.assert_allclose(found, (sums / np.maximum(share, 1e-9))[where], rtol=tolerance)
+
+
+def mean_face(*_):
+    """Stands for dlib's predictor: it finds the mean face, made symmetric, wherever the crop lies in the picture."""
+    margin = (symmetry.SIZE - symmetry.FACE) / 2
+    points = symmetry.FACE * SYMMETRIC + margin
+    return types.SimpleNamespace(parts=lambda: [types.SimpleNamespace(x=x, y=y) for x, y in points])
+
+
+def symmetric_photo(channels):
+    """A photo with a symmetric pattern, one without its detail, and a hole at an eye: the crop is its middle third."""
+    pattern = scipy.ndimage.gaussian_filter(RNG.normal(size=(240, 240, channels)), (1, 1, 0))
+    pattern += pattern[:, ::-1]
+    photo = np.clip(128 + 60 * pattern / pattern.std(), 0, 255).astype(np.uint8)
+    coarse = scipy.ndimage.gaussian_filter(photo.astype(float), (1.9, 1.9, 0))
+    hidden = np.zeros((240, 240), bool)
+    hidden[85:115, 80:110] = True
+    return photo, coarse, hidden
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("turns", [0, 1])
+def test_an_eye_gets_the_detail_of_the_other(channels, turns):
+    photo, coarse, hidden = (np.rot90(x, turns) for x in symmetric_photo(channels))
+    turn = np.linalg.inv([*geometry.turn_matrix(90 * turns, (240, 240))[0], [0, 0, 1]])
+    matrix = (MATRIX @ turn)[:2]
+    crop = np.uint8(cv2.warpAffine(coarse, matrix, (SIZE, SIZE)).reshape(SIZE, SIZE, channels))
+    y, x = np.argwhere(hidden).min(0)
+    box = np.s_[y : y + 30, x : x + 30]
+    rest = crop, matrix, (x, y), mean_face
+    added = symmetry.detail(coarse[box], photo, ~hidden, *rest)
+    assert np.abs(coarse[box] + added - photo[box]).mean() < 0.35 * np.abs(coarse[box] - photo[box]).mean()
+
+    other = np.where(hidden[..., None], RNG.integers(0, 256, photo.shape), photo).astype(np.uint8)
+    np.testing.assert_array_equal(symmetry.detail(coarse[box], other, ~hidden, *rest), added)
+    both = hidden | np.rot90(np.rot90(hidden, -turns)[:, ::-1], turns)
+    assert not symmetry.detail(coarse[box], photo, ~both, *rest).any()
+
+
+def test_the_other_side_is_not_trusted_where_it_is_much_smaller(monkeypatch):
+    photo, coarse, hidden = symmetric_photo(3)
+    arguments = coarse[85:115, 80:110], photo, ~hidden, np.zeros((SIZE, SIZE, 3), np.uint8), MATRIX[:2], (80, 85)
+    trusted = np.abs(symmetry.detail(*arguments, mean_face)).mean()
+    squeezed = np.where(SYMMETRIC > [0.5, 2], 0.5 + (SYMMETRIC - 0.5) / 4, SYMMETRIC)
+    monkeypatch.setattr("test_symmetry.SYMMETRIC", squeezed)
+    assert np.abs(symmetry.detail(*arguments, mean_face)).mean() < 0.1 * trusted
+
+
+@pytest.mark.parametrize("turns", [0, 1])
+def test_landmarks_are_read_in_an_upright_picture(turns):
+    detector, portrait = detection.FaceDetector.load(), skimage.data.astronaut()[:300, 80:380]
+    (box,) = detector.find_faces(portrait)
+    landmarks = np.float32([(point.x, point.y) for point in detector.predictor(portrait, box).parts()])
+    turn = [*geometry.turn_matrix(90 * turns, portrait.shape[:2])[0], [0, 0, 1]]
+    matrix = (np.array([*geometry.affine(landmarks, SIZE), [0, 0, 1]]) @ np.linalg.inv(turn))[:2]
+    photo, known = np.rot90(portrait, turns), np.ones((300, 300), bool)
+    arguments = photo, known, np.zeros((SIZE, SIZE, 3), np.uint8), matrix, detection.installed_predictor()
+    found = symmetry.find_landmarks(*arguments)
+    wanted = (landmarks @ np.array(turn)[:2, :2].T) + np.array(turn)[:2, 2]
+    eyes = np.linalg.norm(landmarks[36] - landmarks[45])
+    assert np.linalg.norm(found - wanted, axis=1).mean() < 0.05 * eyes
