@@ -41,7 +41,8 @@ def detail(face, photo, known, crop, matrix, start, predictor):
 
     part = around(matrix, len(crop), known.shape)
     corner = part[1].start, part[0].start
-    photo, known, matrix = photo[part], known[part], matrix @ geometry.resize_matrix(1, corner)
+    known, matrix = known[part], matrix @ geometry.resize_matrix(1, corner)
+    photo = np.where(known[..., None], photo[part], np.uint8(0))
     height, width = face.shape[:2]
     unit = 1 / abs(np.linalg.det(matrix[:, :2])) ** 0.5  # the photo's pixels for each of the crop
     landmarks = find_landmarks(photo, known, crop, matrix, predictor)

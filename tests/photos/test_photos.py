@@ -16,7 +16,7 @@ from conftest import one_line, run
 from PIL import Image, ImageCms, PngImagePlugin
 
 from completion import compositing, masks
-from photos import filling, geometry, reading, record, restoring
+from photos import filling, geometry, reading, record, restoring, symmetry
 
 RNG = np.random.default_rng(0)
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
@@ -301,7 +301,8 @@ def test_only_files_are_copied(tmp_path):
         restoring.copy(tmp_path / "photo", tmp_path / "nowhere/x")
 
 
-def test_an_upright_photo_of_a_rotated_file(tmp_path):
+def test_an_upright_photo_of_a_rotated_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(symmetry, "STRENGTH", 0)  # this is no face, and has no other side
     photo = smooth((200, 220, 3))
     exif = Image.Exif()
     exif[0x0112] = 6  # stored rotated by 90 degrees counter-clockwise

@@ -92,7 +92,7 @@ def test_the_other_side_is_not_trusted_where_it_is_much_smaller(monkeypatch):
     trusted = np.abs(symmetry.detail(*arguments, mean_face)).mean()
     squeezed = np.where(SYMMETRIC > [0.5, 2], 0.5 + (SYMMETRIC - 0.5) / 4, SYMMETRIC)
     monkeypatch.setattr("test_symmetry.SYMMETRIC", squeezed)
-    assert np.abs(symmetry.detail(*arguments, mean_face)).mean() < 0.1 * trusted
+    assert np.abs(symmetry.detail(*arguments, mean_face))[:, :15].mean() < 0.1 * trusted  # the nose is as it was
 
 
 @pytest.mark.parametrize("turns", [0, 1])
