@@ -16,6 +16,7 @@ SQUARES, TILE = 2**14, 1024  # how many are looked at; pixels of a side, after w
 # 64ths of a crop: how far the photo's texture reaches into a face, below which size it is texture, and how far a face
 # reaches beyond its outline and then fades
 REACH, TEXTURE, BEYOND, FADE = 2, 0.6, 2, 3
+HEAD = np.array([[0.5, 0.1], [0.75, 1.0]])  # the middle of the ellipse around a head, and its radii, in crops
 
 
 def into_photo(
@@ -26,11 +27,11 @@ def into_photo(
 
     photo: uint8 (H, W, C); what it holds where boolean (H, W) `hidden` is ignored, and nothing else changes. void: the
     same of what is transparent and stays so. crops: completed faces, uint8 (size, size, C) each; matrices: (2, 3), from
-    photo to crop pixels (x, y, 1). Where faces overlap, a pixel comes from the one in whose middle it lies most. Each
-    is enlarged to the photo's resolution, joined without a seam (`harmonic`), and keeps the tone of what is known of it
-    (`one_tone`). Beyond its outline it fades into what PatchMatch copies, near known pixels it takes the fine detail of
-    that, further inside the photo's grain (by `seed`). Returns the photo, how many hidden pixels lie in no crop, and
-    what PatchMatch made: a `texture` for other crops. For the rest see `patchmatch.fill`, `refined` and `placed`.
+    photo to crop pixels (x, y, 1). A pixel comes from the face in whose middle it lies most. Each is enlarged to the
+    photo's resolution, joined without a seam (`harmonic`), and keeps the tone of what is known of it (`one_tone`).
+    Beyond its outline it fades into what is `copied`, near known pixels it takes the fine detail of that, further
+    inside the photo's grain (by `seed`). Returns the photo, how many hidden pixels lie in no crop, and what was copied:
+    a `texture` for other crops. For the rest see `patchmatch.fill`, `refined` and `placed`.
     """
     import cv2
 
@@ -69,7 +70,8 @@ def into_photo(
     if texture is None:
         unsure = np.zeros_like(hidden)
         unsure[hidden] = ((inside < 1) | (near > 0))[:, 0]
-        texture = patchmatch.fill(photo, unsure, known | (hidden & ~unsure), at_once, check)
+        heads = head_pixels(hidden.shape, matrices, crops)
+        texture = copied(photo, unsure, known | (hidden & ~unsure), heads, at_once, check)
     filled = inside * filled + (1 - inside) * texture[hidden]
     for box, own, mine, unit in faces:
         error = np.zeros((*own.shape, photo.shape[2]), np.float32)
@@ -128,6 +130,31 @@ def outline(size):
     y, x = np.indices((size, size)) + 0.5
     border = np.minimum(np.minimum(x, size - x), np.minimum(y, size - y))
     return (np.minimum(depth, border - BEYOND * size / 64) * 64 / size)[..., None].astype(np.float32)
+
+
+def head_pixels(shape, matrices, crops):
+    """Which pixels of a photo of `shape` (H, W) lie in a head, by the crops of faces: boolean (H, W)."""
+    import cv2
+
+    heads = np.zeros(shape, np.uint8)
+    for matrix, crop in zip(matrices, crops, strict=True):
+        angles = np.linspace(0, 2 * np.pi, 64)
+        ellipse = len(crop) * (HEAD[0] + HEAD[1] * np.stack([np.cos(angles), np.sin(angles)], 1))
+        cv2.fillPoly(heads, [np.linalg.solve(matrix[:, :2], (ellipse - matrix[:, 2]).T).T.round().astype(np.int32)], 1)
+    return heads > 0
+
+
+def copied(photo, hidden, known, heads, at_once, check):
+    """A photo whose `hidden` part is filled by PatchMatch, see there; beyond `heads` nothing is copied from these.
+
+    Otherwise a second face may grow in a missing shoulder. What lies beyond them has to show a tenth as much as is
+    missing there.
+    """
+    beyond, rest = hidden & ~heads, known & ~heads
+    if 10 * rest.sum() > beyond.sum() > 0:
+        photo = patchmatch.fill(photo, beyond, rest, at_once, check)
+        hidden, known = hidden & heads, known | beyond
+    return patchmatch.fill(photo, hidden, known, at_once, check)
 
 
 def smoothed(values, where, sigma):

@@ -301,6 +301,21 @@ def test_only_files_are_copied(tmp_path):
         restoring.copy(tmp_path / "photo", tmp_path / "nowhere/x")
 
 
+def test_no_face_grows_beside_a_face():
+    """Nothing is copied from a head to beyond it, if there is anything else; all in the head is red, the rest not."""
+    y, x = np.indices((160, 160))
+    heads = filling.head_pixels((160, 160), [np.array([[1.0, 0, -50], [0, 1, -40]])], [np.zeros((64, 64, 3))])
+    assert heads[60, 82] and heads[50, 40] and not heads[130, 82] and not heads[60, 20]
+    rng = np.random.default_rng(0)
+    photo = np.where(heads[..., None], np.uint8([250, 0, 0]), np.uint8([0, 90, 0])) + rng.integers(0, 5, (160, 160, 3))
+    hidden = (x > 60) & (y > 90) & (y < 130)
+    damaged = np.where(hidden[..., None], 0, photo).astype(np.uint8)
+    filled = filling.copied(damaged, hidden, ~hidden, heads, 20000, lambda *_: None)
+    assert (filled[hidden & ~heads][:, 0] < 10).all()
+    alone = filling.copied(damaged, hidden, ~hidden & heads, heads, 20000, lambda *_: None)
+    assert (alone[hidden & ~heads][:, 0] > 240).all()
+
+
 def test_an_upright_photo_of_a_rotated_file(tmp_path, monkeypatch):
     monkeypatch.setattr(symmetry, "STRENGTH", 0)  # this is no face, and has no other side
     photo = smooth((200, 220, 3))
