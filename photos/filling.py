@@ -29,9 +29,9 @@ def into_photo(
     same of what is transparent and stays so. crops: completed faces, uint8 (size, size, C) each; matrices: (2, 3), from
     photo to crop pixels (x, y, 1). A pixel comes from the face in whose middle it lies most. Each is enlarged to the
     photo's resolution, joined without a seam (`harmonic`), and keeps the tone of what is known of it (`one_tone`).
-    Beyond its outline it fades into what is `copied`, near known pixels it takes the fine detail of that, further
-    inside the photo's grain (by `seed`). Returns the photo, how many hidden pixels lie in no crop, and what was copied:
-    a `texture` for other crops. For the rest see `patchmatch.fill`, `refined` and `placed`.
+    Beyond its outline it fades into what is `copied`, near known pixels it takes the fine detail of that, further in
+    grain (by `seed`). Returns the photo, how many hidden pixels lie in no crop, and what was copied: a `texture` for
+    other crops. For the rest see `patchmatch.fill`, `refined` and `placed`.
     """
     import cv2
 
@@ -70,8 +70,7 @@ def into_photo(
     if texture is None:
         unsure = np.zeros_like(hidden)
         unsure[hidden] = ((inside < 1) | (near > 0))[:, 0]
-        heads = head_pixels(hidden.shape, matrices, crops)
-        texture = copied(photo, unsure, known | (hidden & ~unsure), heads, at_once, check)
+        texture = copied(photo, unsure, known | (hidden & ~unsure), matrices, crops, at_once, check)
     filled = inside * filled + (1 - inside) * texture[hidden]
     for box, own, mine, unit in faces:
         error = np.zeros((*own.shape, photo.shape[2]), np.float32)
@@ -144,12 +143,13 @@ def head_pixels(shape, matrices, crops):
     return heads > 0
 
 
-def copied(photo, hidden, known, heads, at_once, check):
-    """A photo whose `hidden` part is filled by PatchMatch, see there; beyond `heads` nothing is copied from these.
+def copied(photo, hidden, known, matrices, crops, at_once=patchmatch.HOLE, check=lambda *_: None):
+    """A photo whose `hidden` part is filled by PatchMatch, see there; beyond heads nothing is copied from heads.
 
     Otherwise a second face may grow in a missing shoulder. What lies beyond them has to show a tenth as much as is
     missing there.
     """
+    heads = head_pixels(hidden.shape, matrices, crops)
     beyond, rest = hidden & ~heads, known & ~heads
     if 10 * rest.sum() > beyond.sum() > 0:
         photo = patchmatch.fill(photo, beyond, rest, at_once, check)

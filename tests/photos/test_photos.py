@@ -304,15 +304,16 @@ def test_only_files_are_copied(tmp_path):
 def test_no_face_grows_beside_a_face():
     """Nothing is copied from a head to beyond it, if there is anything else; all in the head is red, the rest not."""
     y, x = np.indices((160, 160))
-    heads = filling.head_pixels((160, 160), [np.array([[1.0, 0, -50], [0, 1, -40]])], [np.zeros((64, 64, 3))])
+    face = [np.array([[1.0, 0, -50], [0, 1, -40]])], [np.zeros((64, 64, 3))]
+    heads = filling.head_pixels((160, 160), *face)
     assert heads[60, 82] and heads[50, 40] and not heads[130, 82] and not heads[60, 20]
     rng = np.random.default_rng(0)
     photo = np.where(heads[..., None], np.uint8([250, 0, 0]), np.uint8([0, 90, 0])) + rng.integers(0, 5, (160, 160, 3))
     hidden = (x > 60) & (y > 90) & (y < 130)
     damaged = np.where(hidden[..., None], 0, photo).astype(np.uint8)
-    filled = filling.copied(damaged, hidden, ~hidden, heads, 20000, lambda *_: None)
+    filled = filling.copied(damaged, hidden, ~hidden, *face)
     assert (filled[hidden & ~heads][:, 0] < 10).all()
-    alone = filling.copied(damaged, hidden, ~hidden & heads, heads, 20000, lambda *_: None)
+    alone = filling.copied(damaged, hidden, ~hidden & heads, *face)
     assert (alone[hidden & ~heads][:, 0] > 240).all()
 
 
