@@ -13,9 +13,9 @@ MARGIN = 128  # pixels of a photo that are looked at around its hole; half the h
 SQUARE, CLEAN = 8, 0.7  # pixels of a side, grey levels: where grain is measured, and what is too little to see
 SQUARES, TILE = 2**14, 1024  # how many are looked at; pixels of a side, after which drawn grain is repeated
 
-# 64ths of a crop: how far the photo's texture reaches into a face, below which size it is texture, and how far a face
-# reaches beyond its outline and then fades
-REACH, TEXTURE, BEYOND, FADE = 2, 0.6, 2, 3
+# 64ths of a crop: how far the photo's texture reaches into a face, below which size it is texture, how far a face
+# reaches beyond its outline and then fades, and how far from known pixels the photo's other side is taken
+REACH, TEXTURE, BEYOND, FADE, DEEP = 2, 0.6, 2, 3, 5
 HEAD = np.array([[0.5, 0.1], [0.75, 1.0]])  # the middle of the ellipse around a head, and its radii, in crops
 
 
@@ -147,9 +147,20 @@ def copied(photo, hidden, known, matrices, crops, at_once=patchmatch.HOLE, check
     """A photo whose `hidden` part is filled by PatchMatch, see there; beyond heads nothing is copied from heads.
 
     Otherwise a second face may grow in a missing shoulder. What lies beyond them has to show a tenth as much as is
-    missing there.
+    missing there. What is missing deep beside a single face is first taken from its other side, as shoulders are alike.
     """
+    import cv2
+
     heads = head_pixels(hidden.shape, matrices, crops)
+    if len(crops) == 1:
+        unit = len(crops[0]) / 64 * abs(np.linalg.det(matrices[0][:, :2])) ** -0.5
+        deep = cv2.distanceTransform((~known).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE) > DEEP * unit
+        deep &= hidden & ~heads
+        if deep.any():
+            mirrored, shown = symmetry.mirrored(photo, known & ~heads, len(crops[0]), matrices[0])
+            deep &= shown
+            photo = np.where(deep[..., None], mirrored, photo)
+            hidden, known = hidden & ~deep, known | deep
     beyond, rest = hidden & ~heads, known & ~heads
     if 10 * rest.sum() > beyond.sum() > 0:
         photo = patchmatch.fill(photo, beyond, rest, at_once, check)

@@ -1,4 +1,4 @@
-"""The other side of a face, which gives the missing one its fine detail where the photo shows it: an eye above all."""
+"""The other side of a face, where the photo shows it: the detail of an eye for the missing one, and a shoulder."""
 
 import numpy as np
 
@@ -62,6 +62,30 @@ def detail(face, photo, known, crop, matrix, start, predictor):
     return STRENGTH * weight[..., None] * (error - mean_around(error, shown, DETAIL * unit)).astype(np.float64)
 
 
+def upright(matrix, size):
+    """The (2, 3) similarity from a photo to an upright picture with a face in its middle, by its crop's matrix."""
+    u, _, v = np.linalg.svd(matrix[:, :2])
+    similarity = FACE / size * abs(np.linalg.det(matrix[:, :2])) ** 0.5 * (u @ v)
+    middle = np.linalg.solve(matrix[:, :2], size / 2 - matrix[:, 2])
+    return np.concatenate([similarity, (SIZE / 2 - similarity @ middle)[:, None]], 1)
+
+
+def mirrored(photo, known, size, matrix):
+    """A photo turned from left to right about a face, uint8 (H, W, C), and where it shows what is `known`, (H, W).
+
+    size, matrix: of the face's crop, see `detail`.
+    """
+    import cv2
+
+    to_picture = np.array([*upright(matrix, size), [0, 0, 1]])
+    flip = np.array([[-1, 0, SIZE], [0, 1, 0], [0, 0, 1]])
+    turn = (np.linalg.inv(to_picture) @ flip @ to_picture)[:2]
+    shape, flags = known.shape[::-1], cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    shown = cv2.warpAffine(np.where(known, np.uint8(255), np.uint8(0)), turn, shape, flags=flags) == 255
+    known = np.where(known[..., None], photo, np.uint8(0))
+    return cv2.warpAffine(known, turn, shape, flags=flags).reshape(photo.shape), shown
+
+
 def find_landmarks(photo, known, crop, matrix, predictor):
     """The 68 landmarks of a completed face in pixels of the photo, (68, 2), read in an upright picture of it.
 
@@ -70,10 +94,7 @@ def find_landmarks(photo, known, crop, matrix, predictor):
     import cv2
     import dlib
 
-    u, _, v = np.linalg.svd(matrix[:, :2])
-    middle = np.linalg.solve(matrix[:, :2], len(crop) / 2 - matrix[:, 2])
-    upright = FACE / len(crop) * abs(np.linalg.det(matrix[:, :2])) ** 0.5 * (u @ v)
-    to_picture = np.concatenate([upright, (SIZE / 2 - upright @ middle)[:, None]], 1)
+    to_picture = upright(matrix, len(crop))
     to_crop = matrix @ np.linalg.inv([*to_picture, [0, 0, 1]])
     shown = geometry.warp(reading.with_alpha(photo, np.where(known, 255, 0)), to_picture, SIZE)
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
@@ -83,7 +104,7 @@ def find_landmarks(photo, known, crop, matrix, predictor):
     center, half = corners.mean(1), np.abs(np.diff(corners)).mean() / 2
     points = predictor(picture, dlib.rectangle(*map(int, [*(center - half), *(center + half)]))).parts()
     points = np.array([(point.x, point.y) for point in points])
-    return np.linalg.solve(upright, (points - to_picture[:, 2]).T).T
+    return np.linalg.solve(to_picture[:, :2], (points - to_picture[:, 2]).T).T
 
 
 def moving_least_squares(places, sources, targets, scale):

@@ -317,6 +317,26 @@ def test_no_face_grows_beside_a_face():
     assert (alone[hidden & ~heads][:, 0] > 240).all()
 
 
+def test_a_shoulder_is_like_the_other():
+    rng = np.random.default_rng(4)
+    half = smooth((240, 120, 3), 8, rng)
+    photo = np.concatenate([half, half[:, ::-1]], 1)
+    face = [np.array([[0.8, 0, 32 - 0.8 * 119.5], [0, 0.8, -20]])], [np.zeros((64, 64, 3))]
+    hidden = np.zeros((240, 240), bool)
+    hidden[150:, :100] = True
+    filled, other = (
+        filling.copied(np.where(hidden[..., None], value, photo).astype(np.uint8), hidden, ~hidden, *face)
+        for value in (0, rng.integers(0, 256, photo.shape))
+    )
+    np.testing.assert_array_equal(filled, other)
+    np.testing.assert_array_equal(filled[~hidden], photo[~hidden])
+    deep = np.s_[160:, :90]
+    assert np.abs(filled[deep] - photo[deep].astype(float)).mean() < 2
+    for faces in ([], []), (2 * face[0], 2 * face[1]):  # there is no telling which one's it is
+        copied = filling.copied(np.where(hidden[..., None], 0, photo).astype(np.uint8), hidden, ~hidden, *faces)
+        assert np.abs(copied[deep] - photo[deep].astype(float)).mean() > 10
+
+
 def test_an_upright_photo_of_a_rotated_file(tmp_path, monkeypatch):
     monkeypatch.setattr(symmetry, "STRENGTH", 0)  # this is no face, and has no other side
     photo = smooth((200, 220, 3))
