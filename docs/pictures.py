@@ -2,9 +2,12 @@
 """Draw the pictures of the pretrained model that the README shows: repaired photos, completed portraits, samples.
 
 make demo
-.venv/bin/python docs/pictures.py demo/TIME
+.venv/bin/python benchmarks/damaged_photos.py .venv/photos OUT
+.venv/bin/python docs/pictures.py demo/TIME OUT
 """
 
+import csv
+import itertools
 import sys
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from completion.completer import Completer
 
 HOME = Path(__file__).resolve().parent
 HEIGHT = 512  # of photos
+DAMAGE, SMALL = ["fold", "stamp", "text", "stain", "half", "torn-corner"], 256
 HOLES = {"center": {}, "left": {}, "random": {"fraction": 0.8}, "grid": {}}
 
 
@@ -33,9 +37,24 @@ def photos(demo):
     utils.write_image(HOME / "photos.jpg", np.hstack(pictures[:-1]))
 
 
-def main(demo):
-    """Draw the photos of a demo, each of its faces with every hole, and samples."""
+def damage(out):
+    """Six kinds of damage, and below it repaired, on one photo after the other, from the sheets of the benchmark."""
+    with open(out / "sheets/key.csv", newline="") as file:
+        key = dict(csv.reader(file))
+    columns = []
+    for kind, turn in zip(DAMAGE, itertools.cycle([0, 1]), strict=False):
+        path = sorted((out / "sheets").glob(f"{kind}-*.png"))[turn]
+        above, below = np.split(np.asarray(utils.open_image(path).convert("RGB")), 2)
+        mended = np.split(below, 2, 1)["AB".index(key[path.name])]
+        columns.append(np.vstack([np.split(above, 2, 1)[1], mended]))
+    columns = [utils.to_picture(column).resize((SMALL, 2 * SMALL)) for column in columns]
+    utils.write_image(HOME / "damage.jpg", np.hstack(columns))
+
+
+def main(demo, out):
+    """Draw the photos of a demo, and with other damage, each of its faces with every hole, and samples."""
     photos(Path(demo))
+    damage(Path(out))
     completer = Completer.load(checkpoint.SHIPPED)
     size, channels = completer.dcgan.image_size, completer.dcgan.c_dim
     faces = utils.to_float(
