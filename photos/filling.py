@@ -16,7 +16,7 @@ SQUARES, TILE = 2**14, 1024  # how many are looked at; pixels of a side, after w
 # 64ths of a crop: how far the photo's texture reaches into a face, below which size it is texture, how far a face
 # reaches beyond its outline and then fades, and how far from known pixels the photo's other side is taken
 REACH, TEXTURE, BEYOND, FADE, DEEP = 2, 0.6, 2, 3, 5
-HEAD = np.array([[0.5, 0.1], [0.75, 1.0]])  # the middle of the ellipse around a head, and its radii, in crops
+HEAD = np.array([[0.5, 0.2], [0.85, 1.15]])  # the middle of the ellipse around a head, and its radii, in crops
 
 
 def into_photo(
