@@ -10,7 +10,6 @@ import skimage.data
 
 from photos import detection, geometry, symmetry
 
-RNG = np.random.default_rng(0)
 SYMMETRIC = (geometry.MINMAX_TEMPLATE + [1, 0] - geometry.MINMAX_TEMPLATE[symmetry.MIRRORED] * [1, -1]) / 2
 SIZE = 64
 MATRIX = np.array(
@@ -25,7 +24,8 @@ def test_each_landmark_has_a_counterpart():
 
 
 def test_moving_least_squares_fits_an_affine_map_at_each_place():
-    sources, targets, places = RNG.normal(size=(20, 2)), RNG.normal(size=(20, 2)), RNG.normal(size=(5, 2))
+    rng = np.random.default_rng(0)
+    sources, targets, places = (rng.normal(size=(count, 2)) for count in (20, 20, 5))
     found, areas = symmetry.moving_least_squares(places, sources, targets, 0.8)
     for place, each, area in zip(places, found, areas, strict=True):
         weights = np.exp(-((sources - place) ** 2).sum(1) / 2 / 0.8**2)[:, None] ** 0.5
@@ -41,9 +41,9 @@ def test_moving_least_squares_fits_an_affine_map_at_each_place():
 
 @pytest.mark.parametrize(("sigma", "tolerance"), [(1.5, 1e-4), (6.0, 0.03)])
 def test_a_mean_around_a_place_is_of_what_lies_there(sigma, tolerance):
-    where = np.zeros((60, 48), bool)
-    where[12:48, 6:42] = RNG.random((36, 36)) < 0.8
-    values = np.where(where[..., None], RNG.normal(5, 1, (60, 48, 3)), 0).astype(np.float32)
+    rng, where = np.random.default_rng(0), np.zeros((60, 48), bool)
+    where[12:48, 6:42] = rng.random((36, 36)) < 0.8
+    values = np.where(where[..., None], rng.normal(5, 1, (60, 48, 3)), 0).astype(np.float32)
     sums, share = (scipy.ndimage.gaussian_filter(x, (sigma, sigma, 0)) for x in (values, where[..., None] * 1.0))
     found = symmetry.mean_around(values, where, sigma)[where]
     np.testing.assert_allclose(found, (sums / np.maximum(share, 1e-9))[where], rtol=tolerance)
@@ -56,9 +56,10 @@ def mean_face(*_):
     return types.SimpleNamespace(parts=lambda: [types.SimpleNamespace(x=x, y=y) for x, y in points])
 
 
-def symmetric_photo(channels):
+def symmetric_photo(channels, seed=0):
     """A photo with a symmetric pattern, one without its detail, and a hole at an eye: the crop is its middle third."""
-    pattern = scipy.ndimage.gaussian_filter(RNG.normal(size=(240, 240, channels)), (1, 1, 0))
+    rng = np.random.default_rng(seed)
+    pattern = scipy.ndimage.gaussian_filter(rng.normal(size=(240, 240, channels)), (1, 1, 0))
     pattern += pattern[:, ::-1]
     photo = np.clip(128 + 60 * pattern / pattern.std(), 0, 255).astype(np.uint8)
     coarse = scipy.ndimage.gaussian_filter(photo.astype(float), (1.9, 1.9, 0))
@@ -80,7 +81,7 @@ def test_an_eye_gets_the_detail_of_the_other(channels, turns):
     added = symmetry.detail(coarse[box], photo, ~hidden, *rest)
     assert np.abs(coarse[box] + added - photo[box]).mean() < 0.35 * np.abs(coarse[box] - photo[box]).mean()
 
-    other = np.where(hidden[..., None], RNG.integers(0, 256, photo.shape), photo).astype(np.uint8)
+    other = np.where(hidden[..., None], np.random.default_rng(1).integers(0, 256, photo.shape), photo).astype(np.uint8)
     np.testing.assert_array_equal(symmetry.detail(coarse[box], other, ~hidden, *rest), added)
     both = hidden | np.rot90(np.rot90(hidden, -turns)[:, ::-1], turns)
     assert not symmetry.detail(coarse[box], photo, ~both, *rest).any()
