@@ -54,14 +54,14 @@ def into_photo(
             continue
         box = surrounding(owners == number, 1)  # one more, as that is what the face is joined to
         own, mine = owners[box] == number, owners[hidden] == number
-        start = [side.start + whole.start for side, whole in zip(box, part, strict=True)]
+        start = part[1].start + box[1].start, part[0].start + box[0].start
         matrix = matrix @ geometry.resize_matrix(1, (box[1].start, box[0].start))
-        face, depth = placed(crop, matrix, own.shape, start[::-1], result, all_known, predictor)
+        face, depth = placed(crop, matrix, own.shape, start, result, all_known, predictor)
         face += compositing.harmonic(
             np.where(done[box][..., None], photo[box] - face, 0.0), own, done[box], check=check
         )
         filled[mine] = 127.5 * compositing.one_tone(seen[number] / 127.5 - 1, face[own] / 127.5 - 1) + 127.5
-        unit = len(crop) / 64 * abs(np.linalg.det(matrix[:, :2])) ** -0.5
+        unit = len(crop) / 64 * geometry.pixels_of_photo(matrix)
         inside[mine] = utils.smoothstep((depth[own] + BEYOND) / FADE)
         near[mine, 0] = np.clip(2 - distance[mine] / (REACH * unit), 0, 1)
         faces.append((box, own, mine, unit))
@@ -153,7 +153,7 @@ def copied(photo, hidden, known, matrices, crops, at_once=patchmatch.HOLE, check
 
     heads = head_pixels(hidden.shape, matrices, crops)
     if len(crops) == 1:
-        unit = len(crops[0]) / 64 * abs(np.linalg.det(matrices[0][:, :2])) ** -0.5
+        unit = len(crops[0]) / 64 * geometry.pixels_of_photo(matrices[0])
         deep = cv2.distanceTransform((~known).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE) > DEEP * unit
         deep &= hidden & ~heads
         if deep.any():

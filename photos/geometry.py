@@ -56,6 +56,11 @@ def resize_matrix(zoom, start=(0, 0)):
     return np.array([[x, 0, x / 2 - 0.5 + left], [0, y, y / 2 - 0.5 + top], [0, 0, 1]])
 
 
+def pixels_of_photo(matrix):
+    """How many pixels of a photo, side by side, one of a crop covers, by the matrix from the photo to the crop."""
+    return abs(np.linalg.det(matrix[:, :2])) ** -0.5
+
+
 def warp(pixels, matrix, size):
     """Crop uint8 (H, W, 3 or 4), RGB or RGBA, by a 2x3 matrix from photo to crop pixels: uint8 (size, size, 3 or 4).
 

@@ -99,17 +99,8 @@ def put_back(path, photo, hidden, parts, sample, seed, texture=None, refiner=Non
     own = photo.alpha if parts and not parts[0].crop.mask_file else photo.cut_out
     void = None if own is None else (own < 255) & ~hidden
     matrices = [part.matrix() for part in parts]
-    filled, outside, texture = filling.into_photo(
-        photo.pixels,
-        hidden,
-        crops,
-        matrices,
-        seed,
-        void,
-        texture,
-        refiner=refiner,
-        predictor=detection.installed_predictor(),
-    )
+    options = dict(refiner=refiner, predictor=detection.installed_predictor() if parts else None)
+    filled, outside, texture = filling.into_photo(photo.pixels, hidden, crops, matrices, seed, void, texture, **options)
     picture = utils.to_picture(filled)
     if void is not None and void.any():
         picture.putalpha(Image.fromarray(np.where(void, own, np.uint8(255))))

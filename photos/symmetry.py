@@ -44,7 +44,7 @@ def detail(face, photo, known, crop, matrix, start, predictor):
     known, matrix = known[part], matrix @ geometry.resize_matrix(1, corner)
     photo = np.where(known[..., None], photo[part], np.uint8(0))
     height, width = face.shape[:2]
-    unit = 1 / abs(np.linalg.det(matrix[:, :2])) ** 0.5  # the photo's pixels for each of the crop
+    unit = geometry.pixels_of_photo(matrix)
     landmarks = find_landmarks(photo, known, crop, matrix, predictor)
     across, down = np.linspace(0, width - 1, NODES), np.linspace(0, height - 1, NODES)
     nodes = np.stack(np.meshgrid(across, down), -1).reshape(-1, 2) + np.subtract(start, corner)
@@ -65,7 +65,7 @@ def detail(face, photo, known, crop, matrix, start, predictor):
 def upright(matrix, size):
     """The (2, 3) similarity from a photo to an upright picture with a face in its middle, by its crop's matrix."""
     u, _, v = np.linalg.svd(matrix[:, :2])
-    similarity = FACE / size * abs(np.linalg.det(matrix[:, :2])) ** 0.5 * (u @ v)
+    similarity = FACE / size / geometry.pixels_of_photo(matrix) * (u @ v)
     middle = np.linalg.solve(matrix[:, :2], size / 2 - matrix[:, 2])
     return np.concatenate([similarity, (SIZE / 2 - similarity @ middle)[:, None]], 1)
 
@@ -82,8 +82,8 @@ def mirrored(photo, known, size, matrix):
     turn = (np.linalg.inv(to_picture) @ flip @ to_picture)[:2]
     shape, flags = known.shape[::-1], cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     shown = cv2.warpAffine(np.where(known, np.uint8(255), np.uint8(0)), turn, shape, flags=flags) == 255
-    known = np.where(known[..., None], photo, np.uint8(0))
-    return cv2.warpAffine(known, turn, shape, flags=flags).reshape(photo.shape), shown
+    masked = np.where(known[..., None], photo, np.uint8(0))
+    return cv2.warpAffine(masked, turn, shape, flags=flags).reshape(photo.shape), shown
 
 
 def find_landmarks(photo, known, crop, matrix, predictor):

@@ -357,8 +357,8 @@ def render(photo, edit, answer, detail, completer, check=lambda *_: None):
         if matrices:
             crops = to_crops(photo, completer.blend(edit.images, edit.answers[number][1], edit.holes, detail))
         check()
-        options = dict(texture=texture, refiner=completer.refiner, check=check)
-        options["predictor"] = detection.installed_predictor()
+        predictor = detection.installed_predictor() if crops else None
+        options = dict(texture=texture, refiner=completer.refiner, predictor=predictor, check=check)
         return filling.into_photo(pixels, hidden, crops, matrices, number, **options)
 
     texture = edit.texture[0] if edit.texture else None

@@ -150,8 +150,8 @@ export function roughOutline([[x1, y1], [x2, y2], [x3, y3]]) {
     [x - across / 2, y + down / 2]];
 }
 
-// strokes to show, and by how much their hole grows; outlines of faces; points that are marked; a cursor: {place, size} or {place, cross: true}; where the
-// photo as it was ends
+// strokes to show, and by how much their hole grows; outlines of faces; points that are marked; a cursor: {place, size}
+// or {place, cross: true}; where the photo as it was ends
 export function drawOverlay(photo, { strokes, grow, outlines, points, cursor, split }) {
   const context = clear(overlay);
   if (!photo) return;
