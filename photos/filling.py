@@ -13,9 +13,10 @@ MARGIN = 128  # pixels of a photo that are looked at around its hole; half the h
 SQUARE, CLEAN = 8, 0.7  # pixels of a side, grey levels: where grain is measured, and what is too little to see
 SQUARES, TILE = 2**14, 1024  # how many are looked at; pixels of a side, after which drawn grain is repeated
 
-# 64ths of a crop: how far the photo's texture reaches into a face, below which size it is texture, how far a face
-# reaches beyond its outline and then fades, and how far from known pixels the photo's other side is taken
+# 64ths of a crop: how far known pixels go on into a hole, below which size they have texture, how far a face reaches
+# beyond its outline and then fades, and how far from known pixels the photo's other side is taken
 REACH, TEXTURE, BEYOND, FADE, DEEP = 2, 0.6, 2, 3, 5
+PHOTO = 192  # of these, the longer side of a photo without a face
 HEAD = np.array([[0.5, 0.2], [0.85, 1.15]])  # the middle of the ellipse around a head, and its radii, in crops
 
 
@@ -29,9 +30,9 @@ def into_photo(
     same of what is transparent and stays so. crops: completed faces, uint8 (size, size, C) each; matrices: (2, 3), from
     photo to crop pixels (x, y, 1). A pixel comes from the face in whose middle it lies most. Each is enlarged to the
     photo's resolution, joined without a seam (`harmonic`), and keeps the tone of what is known of it (`one_tone`).
-    Beyond its outline it fades into what is `copied`, near known pixels it takes the fine detail of that, further in
-    grain (by `seed`). Returns the photo, how many hidden pixels lie in no crop, and what was copied: a `texture` for
-    other crops. For the rest see `patchmatch.fill`, `refined` and `placed`.
+    Beyond its outline it fades into what is `copied`; near known pixels these go on (`continued`), further in a face
+    has grain (by `seed`). Returns the photo, how many hidden pixels lie in no crop, and what was copied: a `texture`
+    for other crops. For the rest see `patchmatch.fill`, `refined` and `placed`.
     """
     import cv2
 
@@ -42,12 +43,15 @@ def into_photo(
     photo, hidden, known = photo[part].copy(), hidden[part], all_known[part]
     noise, done = grain(photo, ~known, seed), known.copy()
     y, x = np.nonzero(hidden)
-    filled, inside, near, faces = photo[hidden].astype(np.float64), *np.zeros((2, len(x), 1)), []
+    filled, inside = photo[hidden].astype(np.float64), np.zeros((len(x), 1))
     distance = cv2.distanceTransform(hidden.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[hidden]
     matrices = [matrix @ geometry.resize_matrix(1, (part[1].start, part[0].start)) for matrix in matrices]
     seen = seen_in_crops(photo, known, matrices, [len(crop) for crop in crops])
     if refiner and crops:
         crops, matrices = refined(photo, known, crops, matrices, refiner)
+    units = [len(crop) / 64 * geometry.pixels_of_photo(matrix) for crop, matrix in zip(crops, matrices, strict=True)]
+    unit = min(units, default=max(all_known.shape) / PHOTO)
+    near = np.clip(2 - distance[:, None] / (REACH * unit), 0, 1)
     owners = owner_of_pixels(hidden, matrices, [len(crop) for crop in crops])
     for number, (crop, matrix) in enumerate(zip(crops, matrices, strict=True)):
         if not (owners == number).any():
@@ -61,21 +65,17 @@ def into_photo(
             np.where(done[box][..., None], photo[box] - face, 0.0), own, done[box], check=check
         )
         filled[mine] = 127.5 * compositing.one_tone(seen[number] / 127.5 - 1, face[own] / 127.5 - 1) + 127.5
-        unit = len(crop) / 64 * geometry.pixels_of_photo(matrix)
         inside[mine] = utils.smoothstep((depth[own] + BEYOND) / FADE)
-        near[mine, 0] = np.clip(2 - distance[mine] / (REACH * unit), 0, 1)
-        faces.append((box, own, mine, unit))
         done[box] |= own
         photo[hidden] = utils.to_bytes(filled)
     if texture is None:
         unsure = np.zeros_like(hidden)
         unsure[hidden] = ((inside < 1) | (near > 0))[:, 0]
         texture = copied(photo, unsure, known | (hidden & ~unsure), matrices, crops, at_once, check)
-    filled = inside * filled + (1 - inside) * texture[hidden]
-    for box, own, mine, unit in faces:
-        error = np.zeros((*own.shape, photo.shape[2]), np.float32)
-        error[own] = texture[box][own] - filled[mine]
-        filled[mine] += near[mine] * (error - smoothed(error, own[..., None], TEXTURE * unit))[own]
+    photo[hidden] = utils.to_bytes(inside * filled + (1 - inside) * texture[hidden])
+    weight = np.zeros((*hidden.shape, 1), np.float32)
+    weight[hidden] = near
+    filled = continued(photo, texture, weight, known | hidden, unit, check)[hidden]
     filled += np.sqrt(1 - near**2) * inside * noise[y % len(noise), x % noise.shape[1]]
     result[part][hidden] = utils.to_bytes(filled)
     return result, int((owners < 0)[hidden].sum()), texture
@@ -166,6 +166,20 @@ def copied(photo, hidden, known, matrices, crops, at_once=patchmatch.HOLE, check
         photo = patchmatch.fill(photo, beyond, rest, at_once, check)
         hidden, known = hidden & heads, known | beyond
     return patchmatch.fill(photo, hidden, known, at_once, check)
+
+
+def continued(photo, texture, weight, valid, unit, check=lambda *_: None):
+    """A filled photo (H, W, C) into which the pixels around go on, by a weight in [0, 1], (H, W, 1): float32.
+
+    Shapes are there the mean of what the photo is filled with and of what goes on smoothly (`biharmonic`) from pixels
+    whose weight is 0, if they are `valid`, boolean (H, W). Detail is that of `texture`, (H, W, C). unit: pixels of the
+    photo for a 64th of a crop.
+    """
+    photo, near = photo.astype(np.float32), weight > 0
+    smooth = compositing.biharmonic(photo, near[..., 0], valid & ~near[..., 0], check=check)
+    error = np.where(near, texture - (photo + smooth) / 2, 0)
+    drawn = (photo + smooth) / 2 + error - smoothed(error, near, TEXTURE * unit)
+    return photo + weight * (drawn - photo)
 
 
 def smoothed(values, where, sigma):

@@ -269,3 +269,50 @@ def test_a_fill_in_a_coloured_image_keeps_its_colours():
     pink = image + np.float32([0.12, -0.06, -0.06])
     np.testing.assert_array_equal(compositing.keep_tone(image, pink, mask), pink)
     np.testing.assert_array_equal(compositing.keep_tone(image, pink, 0 * mask), pink)
+
+
+def biharmonic_case(shape, seed):
+    rng = np.random.default_rng(seed)
+    state = rng.choice(3, shape, p=[0.4, 0.5, 0.1])  # unknown, known, neither
+    return rng.standard_normal((*shape, 2)), state == 0, state == 1
+
+
+def test_biharmonic_against_a_dense_least_squares_solution():
+    values, unknown, known = biharmonic_case((9, 8), 0)
+    used = unknown | known
+    bends, slopes = [], []
+    for y, x in np.argwhere(used):
+        neighbours = [(y + dy, x + dx) for dy, dx in ((-1, 0), (1, 0), (0, -1), (0, 1))]
+        neighbours = [(i, j) for i, j in neighbours if 0 <= i < 9 and 0 <= j < 8 and used[i, j]]
+        bend = np.zeros(used.shape)
+        for place in neighbours:
+            bend[y, x] += 1
+            bend[place] -= 1
+            slope = np.zeros(used.shape)
+            slope[y, x], slope[place] = 0.5**0.5, -(0.5**0.5)  # each pair of neighbours comes twice
+            slopes.append(slope)
+        bends.append(bend)
+    rows = np.concatenate([bends, compositing.TENSION**0.5 * np.array(slopes)])
+    solution = np.linalg.lstsq(rows[:, unknown], -rows[:, known] @ values[known], rcond=None)[0]
+    poisoned = np.where(known[..., None], values, np.nan)
+    result = compositing.biharmonic(poisoned, unknown, known)
+    np.testing.assert_allclose(result[unknown], solution, atol=1e-8)
+    np.testing.assert_array_equal(result[known], values[known])
+
+
+def test_an_edge_goes_on_across_a_gap():
+    y, x = np.indices((40, 40))
+    edge = np.tanh((x - y) / 4)[..., None]
+    gap = np.abs(y - 20) < 4
+    smooth, flat = (f(edge, gap, ~gap) - edge for f in (compositing.biharmonic, compositing.harmonic))
+    assert (smooth**2).mean() < 0.5 * (flat**2).mean()
+
+
+def test_a_large_gap_is_continued_nearly_as_at_half_the_resolution():
+    y, x = np.indices((48, 48))
+    waves = np.sin(x / 5 + y / 9)[..., None]
+    gap = (np.abs(y - 24) < 5) & (np.abs(x - 24) < 16)
+    exact, coarse = (compositing.biharmonic(waves, gap, ~gap, exact=count) for count in (10**6, 100))
+    np.testing.assert_allclose(coarse, exact, atol=0.1)
+    assert np.abs(coarse - exact).max() > 0
+    np.testing.assert_array_equal(coarse[~gap], waves[~gap])

@@ -493,3 +493,24 @@ def test_what_a_file_says_of_its_photo_stays(tmp_path):
 def test_a_broken_exif_chunk_is_left_out(tmp_path, exif, recwarn):
     image, lost = kept(tmp_path / "a.png", exif=exif)
     assert lost == ["its EXIF data cannot be read and are left out"] and not image.getexif()
+
+
+def test_what_goes_on_from_known_pixels_is_half_of_the_shapes():
+    ramp = np.linspace(20, 200, 40)[:, None, None] * np.ones((1, 30, 3))
+    weight = np.zeros((40, 30, 1), np.float32)
+    weight[15:20] = 1
+    valid = np.arange(30) < 25
+    photos = [np.where(valid[:, None] | (weight > 0), ramp + 10 * weight, ignored) for ignored in (0, 255)]
+    valid = np.broadcast_to(valid, (40, 30))
+    drawn = [filling.continued(photo, ramp + 5 * weight, weight, valid, unit=3) for photo in photos]
+    np.testing.assert_array_equal(drawn[0][:, :25], drawn[1][:, :25])
+    np.testing.assert_allclose(drawn[0][:, :10], (ramp + 5 * weight)[:, :10], atol=0.02)
+
+
+def test_an_edge_goes_on_through_a_scratch():
+    y, x = np.indices((120, 120))
+    truth = np.repeat(128 + 90 * np.tanh((x - 0.7 * y - 15) / 3), 3).reshape(120, 120, 3).astype(np.uint8)
+    hidden = np.abs(y - 60 + 0.1 * x) < 3
+    mended, _, copied = filling.into_photo(truth, hidden, [], [])
+    error, of_patchmatch = (np.abs(each.astype(float) - truth)[hidden].mean() for each in (mended, copied))
+    assert error < 3 and error < of_patchmatch
