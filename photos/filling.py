@@ -14,10 +14,14 @@ SQUARE, CLEAN = 8, 0.7  # pixels of a side, grey levels: where grain is measured
 SQUARES, TILE = 2**14, 1024  # how many are looked at; pixels of a side, after which drawn grain is repeated
 
 # 64ths of a crop: how far known pixels go on into a hole, below which size they have texture, how far a face reaches
-# beyond its outline and then fades, and how far from known pixels the photo's other side is taken
-REACH, TEXTURE, BEYOND, FADE, DEEP = 2, 0.6, 2, 3, 5
+# beyond its outline and then fades, and how far from known pixels the photo's other side is taken, in a hole how deep
+REACH, TEXTURE, BEYOND, FADE, NEAR, DEEP = 2, 0.6, 2, 3, 5, 18
 PHOTO = 192  # of these, the longer side of a photo without a face
-HEAD = np.array([[0.5, 0.2], [0.85, 1.15]])  # the middle of the ellipse around a head, and its radii, in crops
+
+# in crops: the outline of a head, an ellipse, and that of neck and body
+ANGLES = np.linspace(0, 2 * np.pi, 64)
+HEAD = [0.5, 0.2] + [0.85, 1.15] * np.stack([np.cos(ANGLES), np.sin(ANGLES)], 1)
+BODY = np.array([[0.15, 0.95], [0.85, 0.95], [1.1, 1.3], [1.3, 1.7], [1.3, 5], [-0.3, 5], [-0.3, 1.7], [-0.1, 1.3]])
 
 
 def into_photo(
@@ -131,40 +135,41 @@ def outline(size):
     return (np.minimum(depth, border - BEYOND * size / 64) * 64 / size)[..., None].astype(np.float32)
 
 
-def head_pixels(shape, matrices, crops):
-    """Which pixels of a photo of `shape` (H, W) lie in a head, by the crops of faces: boolean (H, W)."""
+def pixels_within(shape, matrices, crops, outline):
+    """Which pixels of a photo of `shape` (H, W) lie within an outline (N, 2), in crops, of any face: boolean (H, W)."""
     import cv2
 
-    heads = np.zeros(shape, np.uint8)
+    drawn = np.zeros(shape, np.uint8)
     for matrix, crop in zip(matrices, crops, strict=True):
-        angles = np.linspace(0, 2 * np.pi, 64)
-        ellipse = len(crop) * (HEAD[0] + HEAD[1] * np.stack([np.cos(angles), np.sin(angles)], 1))
-        cv2.fillPoly(heads, [np.linalg.solve(matrix[:, :2], (ellipse - matrix[:, 2]).T).T.round().astype(np.int32)], 1)
-    return heads > 0
+        corners = np.linalg.solve(matrix[:, :2], (len(crop) * outline - matrix[:, 2]).T).T
+        cv2.fillPoly(drawn, [corners.round().astype(np.int32)], 1)
+    return drawn > 0
 
 
 def copied(photo, hidden, known, matrices, crops, at_once=patchmatch.HOLE, check=lambda *_: None):
-    """A photo whose `hidden` part is filled by PatchMatch, see there; beyond heads nothing is copied from heads.
+    """A photo whose `hidden` part is filled by PatchMatch, see there, but heads and bodies each from their like.
 
-    Otherwise a second face may grow in a missing shoulder. What lies beyond them has to show a tenth as much as is
-    missing there. What is missing deep beside a single face is first taken from its other side, as shoulders are alike.
+    Otherwise a second face may grow in a missing shoulder, and the sea show through it. Each of them has to show a
+    hundredth of what is missing there, else all of the photo is copied from. Of a hole that is deep, such as a torn
+    corner, beside a single face, all but the rim is first taken from the photo's other side, as shoulders are alike.
     """
     import cv2
 
-    heads = head_pixels(hidden.shape, matrices, crops)
+    heads, bodies = (pixels_within(hidden.shape, matrices, crops, each) for each in (HEAD, BODY))
     if len(crops) == 1:
         unit = len(crops[0]) / 64 * geometry.pixels_of_photo(matrices[0])
-        deep = cv2.distanceTransform((~known).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE) > DEEP * unit
-        deep &= hidden & ~heads
-        if deep.any():
-            mirrored, shown = symmetry.mirrored(photo, known & ~heads, len(crops[0]), matrices[0])
-            deep &= shown
-            photo = np.where(deep[..., None], mirrored, photo)
-            hidden, known = hidden & ~deep, known | deep
-    beyond, rest = hidden & ~heads, known & ~heads
-    if 10 * rest.sum() > beyond.sum() > 0:
-        photo = patchmatch.fill(photo, beyond, rest, at_once, check)
-        hidden, known = hidden & heads, known | beyond
+        distance = cv2.distanceTransform((~known).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE) / unit
+        deep = hidden & scipy.ndimage.binary_propagation(distance > DEEP, mask=distance > NEAR)
+        for part in (heads, ~heads) if deep.any() else ():
+            mirrored, shown = symmetry.mirrored(photo, known & part, len(crops[0]), matrices[0])
+            shown &= deep & part
+            photo = np.where(shown[..., None], mirrored, photo)
+            hidden, known = hidden & ~shown, known | shown
+    for part in (bodies & ~heads, ~heads, bodies):
+        missing, rest = hidden & part, known & part
+        if 100 * rest.sum() > missing.sum() > 0:
+            photo = patchmatch.fill(photo, missing, rest, at_once, check)
+            hidden, known = hidden & ~missing, known | missing
     return patchmatch.fill(photo, hidden, known, at_once, check)
 
 

@@ -305,7 +305,7 @@ def test_no_face_grows_beside_a_face():
     """Nothing is copied from a head to beyond it, if there is anything else; all in the head is red, the rest not."""
     y, x = np.indices((160, 160))
     face = [np.array([[1.0, 0, -50], [0, 1, -40]])], [np.zeros((64, 64, 3))]
-    heads = filling.head_pixels((160, 160), *face)
+    heads = filling.pixels_within((160, 160), *face, filling.HEAD)
     assert heads[60, 82] and heads[50, 40] and not heads[130, 82] and not heads[60, 20]
     rng = np.random.default_rng(0)
     photo = np.where(heads[..., None], np.uint8([250, 0, 0]), np.uint8([0, 90, 0])) + rng.integers(0, 5, (160, 160, 3))
@@ -315,6 +315,19 @@ def test_no_face_grows_beside_a_face():
     assert (filled[hidden & ~heads][:, 0] < 10).all()
     alone = filling.copied(damaged, hidden, ~hidden & heads, *face)
     assert (alone[hidden & ~heads][:, 0] > 240).all()
+
+
+def test_a_body_is_no_background():
+    """Under a chin nothing is copied from beside the body, which is red here; the head is blue."""
+    y, x = np.indices((200, 200))
+    face = [np.array([[1.0, 0, -70], [0, 1, -10]])], [np.zeros((64, 64, 3))]
+    body, head = (filling.pixels_within((200, 200), *face, each) for each in (filling.BODY, filling.HEAD))
+    assert body[180, 102] and body[130, 140] and not body[130, 20] and not body[40, 102]
+    photo = np.where(body[..., None], np.uint8([250, 0, 0]), np.uint8([0, 90, 0]))
+    photo[head & ~body] = 0, 0, 250
+    hidden = (x > 40) & (x < 110) & (y > 140) & (y < 160)
+    filled = filling.copied(np.where(hidden[..., None], np.uint8(0), photo), hidden, ~hidden, *face)
+    np.testing.assert_array_equal(filled[hidden & body], photo[hidden & body])
 
 
 def test_a_shoulder_is_like_the_other():
@@ -339,7 +352,7 @@ def test_a_shoulder_is_like_the_other():
 
 def test_an_upright_photo_of_a_rotated_file(tmp_path, monkeypatch):
     monkeypatch.setattr(symmetry, "STRENGTH", 0)  # this is no face, and has no other side
-    photo = smooth((200, 220, 3))
+    photo = smooth((200, 220, 3), rng=np.random.default_rng(0))
     exif = Image.Exif()
     exif[0x0112] = 6  # stored rotated by 90 degrees counter-clockwise
     Image.fromarray(np.rot90(photo)).save(tmp_path / "photo.png", exif=exif)
