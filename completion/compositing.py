@@ -14,7 +14,7 @@ RANGE, NUGGET = 2.5, 0.1
 # how far the known pixels of a photo in colour stray from one tone, and steps of light in which that is measured, both
 # in [-1, 1], from so many pixels each
 COLOUR, LIGHTS, LEAST = 5 / 127.5, 1 / 8, 8
-EXACT = 2**17  # unknown pixels that `harmonic` solves for exactly
+EXACT = 2**17  # unknown pixels up to which these equations are solved exactly
 CORRECTIONS = 60  # steps of conjugate gradients beyond that
 TENSION = 0.1  # of `biharmonic`: the weight of slopes beside bends, so that it does not overshoot
 COARSE = 2**19  # unknown pixels beyond which the solution at half the resolution is good enough
@@ -125,7 +125,10 @@ def harmonic(values, unknown, known, exact=EXACT, check=lambda *_: None):
     if not count:
         return result
     if count > exact:
-        result[unknown] = at_half(harmonic, values, unknown, known, exact, check)[unknown]
+        unknown_half, known_half = (shrunk(x[..., None], 2)[..., 0] for x in (unknown, known))
+        means = shrunk(np.where(known[..., None], values, 0.0), 2) / np.where(known_half > 0, known_half, 1)[..., None]
+        coarse = harmonic(means, (unknown_half > 0) & (known_half == 0), known_half > 0, exact, check)
+        result[unknown] = enlarge(coarse, unknown_half + known_half > 0, unknown.shape)[unknown]
     if count > max(exact, COARSE):
         return result
     matrix, target = laplacian(values, unknown, known)
@@ -139,29 +142,16 @@ def harmonic(values, unknown, known, exact=EXACT, check=lambda *_: None):
     return result
 
 
-def at_half(function, values, unknown, known, exact, check):
-    """What `harmonic` or `biharmonic` gives at half the resolution, enlarged: float64 (H, W, C)."""
-    unknown_half, known_half = (shrunk(x[..., None], 2)[..., 0] for x in (unknown, known))
-    means = shrunk(np.where(known[..., None], values, 0.0), 2) / np.where(known_half > 0, known_half, 1)[..., None]
-    half = function(means, (unknown_half > 0) & (known_half == 0), known_half > 0, exact, check)
-    return enlarge(half, unknown_half + known_half > 0, unknown.shape)
-
-
-def biharmonic(values, unknown, known, exact=EXACT, check=lambda *_: None):
+def biharmonic(values, unknown, known):
     """The continuation of `values` that bends least, so that lines go on across a narrow hole; see `harmonic`.
 
     Over the hole and its border the squared Laplacian, and `TENSION` times the squared differences between neighbours,
     have the least sum (Smith and Wessel 1990, "Gridding with continuous curvature splines in tension", equation 3;
-    Damelin and Hoang 2018, "On Surface Completion and Image Inpainting by Biharmonic Functions"). Above `exact` unknown
-    pixels it is the solution at half the resolution, joined to what is known by `harmonic`.
+    Damelin and Hoang 2018, "On Surface Completion and Image Inpainting by Biharmonic Functions"). It is solved
+    exactly.
     """
-    check()
     result = values.copy()
     if not unknown.any():
-        return result
-    if unknown.sum() > exact:
-        coarse = at_half(biharmonic, values, unknown, known, exact, check)
-        result[unknown] = (coarse + harmonic(values - coarse, unknown, known, exact, check))[unknown]
         return result
     border = (unknown | known) & scipy.ndimage.binary_dilation(unknown)
     used = (unknown | known) & scipy.ndimage.binary_dilation(border)

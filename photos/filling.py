@@ -177,14 +177,17 @@ def continued(photo, texture, weight, valid, unit, check=lambda *_: None):
     """A filled photo (H, W, C) into which the pixels around go on, by a weight in [0, 1], (H, W, 1): float32.
 
     Shapes are there the mean of what the photo is filled with and of what goes on smoothly (`biharmonic`) from pixels
-    whose weight is 0, if they are `valid`, boolean (H, W). Detail is that of `texture`, (H, W, C). unit: pixels of the
-    photo for a 64th of a crop.
+    whose weight is 0, if they are `valid`, boolean (H, W); in a hole of more than `compositing.EXACT` pixels, for which
+    that takes too long, what it is filled with. Detail is that of `texture`, (H, W, C). unit: pixels of the photo for a
+    64th of a crop.
     """
     photo, near = photo.astype(np.float32), weight > 0
-    smooth = compositing.biharmonic(photo, near[..., 0], valid & ~near[..., 0], check=check)
-    error = np.where(near, texture - (photo + smooth) / 2, 0)
-    drawn = (photo + smooth) / 2 + error - smoothed(error, near, TEXTURE * unit)
-    return photo + weight * (drawn - photo)
+    shapes = photo
+    check()
+    if near.sum() <= compositing.EXACT:
+        shapes = (photo + compositing.biharmonic(photo, near[..., 0], valid & ~near[..., 0])) / 2
+    error = np.where(near, texture - shapes, 0)
+    return photo + weight * (shapes + error - smoothed(error, near, TEXTURE * unit) - photo)
 
 
 def smoothed(values, where, sigma):
