@@ -7,7 +7,7 @@ import numpy as np
 
 import utils
 from completion import prior
-from photos import geometry
+from photos import geometry, landmarks
 
 MIN_SCORE = -0.6  # of the detector, from which a box may be a face where a part of it is hidden
 CONFIRMED, TRIES = 0.5, 3  # the score from which a doubtful face is one where its hole shows the most probable face
@@ -141,7 +141,7 @@ def landmarks_under(hidden, detections, detector):
     """The 68 landmarks (68, 2) of a face of which a part is `hidden`: the median of those of its `Detection`s.
 
     With a prior they are read again, `ROUNDS` times, from pictures in which the hole shows the most probable face;
-    without, from the fillings alone.
+    without, from the fillings alone. At last those that are hidden are inferred from the others.
     """
     box = detections[0].box
     part = around(box)
@@ -156,21 +156,21 @@ def landmarks_under(hidden, detections, detector):
                 break
             shape, _ = read
             shapes.append(shape + start)
-    return np.median(shapes or firsts, axis=0).astype(np.float32)
+    return landmarks.infer(np.median(shapes or firsts, axis=0), hidden).astype(np.float32)
 
 
-def refine(photo, hidden, landmarks, width, detector):
-    """Read the landmarks (68, 2) again, of a picture in which the hole shows the most probable face.
+def refine(photo, hidden, points, width, detector):
+    """Read the landmarks, (68, 2) points, again, of a picture in which the hole shows the most probable face.
 
     photo: uint8 RGB (H, W, 3), its hole filled in some way that counts at the hole's very edge alone. The former
-    `landmarks` say where that face lies. width: pixels of the detector's box. Returns the detector's score, too, after
+    `points` say where that face lies. width: pixels of the detector's box. Returns the detector's score, too, after
     them; or None where it finds no face.
     """
     import cv2
 
     size = round((len(detector.prior.mean) / 3) ** 0.5)
     try:
-        matrix = geometry.affine(landmarks, size)
+        matrix = geometry.affine(points, size)
     except ValueError:
         return None
     hole = hidden.astype(np.float32)
