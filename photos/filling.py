@@ -17,7 +17,7 @@ SQUARES, TILE = 2**14, 1024  # how many are looked at; pixels of a side, after w
 # beyond its outline and then fades, and how far from known pixels the photo's other side is taken, in a hole how deep
 REACH, TEXTURE, BEYOND, FADE, NEAR, DEEP = 2, 0.6, 2, 3, 5, 18
 PHOTO = 192  # of these, the longer side of a photo without a face
-GAIN = 1.1  # of the texture's detail there, as the mean of two shapes is smoother than either
+GAIN = 1.08  # of the texture's detail there, as the mean of two shapes is smoother than either
 
 # in crops: the outline of a head, an ellipse, and that of neck and body
 ANGLES = np.linspace(0, 2 * np.pi, 64)

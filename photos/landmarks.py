@@ -69,10 +69,10 @@ def shipped():
 
 
 def infer(points, hidden, model=None):
-    """Landmarks, (68, 2) in pixels (x, y), with those at `hidden` pixels, boolean (H, W), where the others say: float64.
+    """Landmarks (68, 2), in pixels (x, y), of which those at `hidden` pixels, boolean (H, W), follow from the others.
 
-    It is their conditional mean (Bishop 2006, equation 2.81) in the frame, turned, scaled and moved, in which those that
-    are seen lie nearest to the `model`'s mean. Where fewer than `LEAST` are seen, the points stay as they are.
+    Theirs is the conditional mean (Bishop 2006, equation 2.81) in the frame in which, by a similarity, those that are
+    seen lie nearest to the `model`'s mean. Where fewer than `LEAST` are seen, the points stay as they are.
     """
     x, y = np.clip(np.round(points).astype(int), 0, np.array(hidden.shape[::-1]) - 1).T
     seen, complex_plane = ~hidden[y, x], np.array([1, 1j])
