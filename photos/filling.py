@@ -178,18 +178,31 @@ def continued(photo, texture, weight, valid, unit, check=lambda *_: None):
     """A filled photo (H, W, C) into which the pixels around go on, by a weight in [0, 1], (H, W, 1): float32.
 
     Shapes are there the mean of what the photo is filled with and of what goes on smoothly (`biharmonic`) from pixels
-    whose weight is 0, if they are `valid`, boolean (H, W); in a hole of more than `compositing.EXACT` pixels, for which
-    that takes too long, what it is filled with. Detail is that of `texture`, (H, W, C). unit: pixels of the photo for a
-    64th of a crop.
+    whose weight is 0, if they are `valid`, boolean (H, W). Detail is that of `texture`, (H, W, C). unit: pixels of the
+    photo for a 64th of a crop.
     """
     photo, near = photo.astype(np.float32), weight > 0
-    shapes = photo
     check()
-    if near.sum() <= compositing.EXACT:
-        shapes = (photo + compositing.biharmonic(photo, near[..., 0], valid & ~near[..., 0])) / 2
+    shapes = (photo + going_on(photo, near[..., 0], valid & ~near[..., 0], TEXTURE * unit)) / 2
     error = np.where(near, texture - shapes, 0)
     detail = GAIN * (error - smoothed(error, near, TEXTURE * unit))
     return photo + weight * (shapes + detail - photo)
+
+
+def going_on(values, unknown, known, sigma):
+    """`compositing.biharmonic`, float32 (H, W, C), of which only what a Gaussian of `sigma` leaves counts.
+
+    values: float32 (H, W, C); the masks are boolean (H, W). At most about `compositing.EXACT` pixels are solved for.
+    """
+    import cv2
+
+    shrink = max(1, int(sigma / 2), int((unknown.sum() / compositing.EXACT) ** 0.5))
+    size = [-(-side // shrink) for side in known.shape[::-1]]
+    layers = np.float32(known), np.float32(unknown), np.where(known[..., None], values, 0)
+    shares, inner, sums = (cv2.resize(x, size, interpolation=cv2.INTER_AREA) for x in layers)
+    means = sums.reshape(*shares.shape, -1) / np.where(shares > 0, shares, 1)[..., None]
+    small = compositing.biharmonic(means, (inner > 0) & (shares == 0), shares > 0)
+    return cv2.resize(small, known.shape[::-1]).reshape(values.shape)
 
 
 def smoothed(values, where, sigma):

@@ -520,6 +520,20 @@ def test_what_goes_on_from_known_pixels_is_half_of_the_shapes():
     np.testing.assert_allclose(drawn[0][:, :10], (ramp + 5 * weight)[:, :10], atol=0.02)
 
 
+def test_what_goes_on_in_a_large_photo_is_worked_out_in_a_smaller_one(monkeypatch):
+    y, x = np.indices((90, 121))
+    values = np.stack([128 + 60 * np.sin(x / 17 + y / 23), 0.9 * x + 0.3 * y, 200.0 - y], -1).astype(np.float32)
+    unknown = np.abs(y - 45 - x / 6) < 9
+    damaged = np.where(unknown[..., None], 0, values)
+    exact = filling.going_on(damaged, unknown, ~unknown, 1)
+    np.testing.assert_allclose(exact[unknown], compositing.biharmonic(damaged, unknown, ~unknown)[unknown], rtol=1e-4)
+    coarse = [filling.going_on(damaged, unknown, ~unknown, 7)]
+    monkeypatch.setattr(compositing, "EXACT", unknown.sum() / 9)
+    coarse.append(filling.going_on(damaged, unknown, ~unknown, 1))
+    np.testing.assert_array_equal(*coarse)  # at a third of the resolution, both
+    assert np.abs(coarse[0] - values)[unknown].mean() < 2 * np.abs(exact - values)[unknown].mean() + 1
+
+
 def test_an_edge_goes_on_through_a_scratch():
     y, x = np.indices((120, 120))
     truth = np.repeat(128 + 90 * np.tanh((x - 0.7 * y - 15) / 3), 3).reshape(120, 120, 3).astype(np.uint8)
