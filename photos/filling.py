@@ -17,7 +17,7 @@ SQUARES, TILE = 2**14, 1024  # how many are looked at; pixels of a side, after w
 # beyond its outline and then fades, and how far from known pixels the photo's other side is taken, in a hole how deep
 REACH, TEXTURE, BEYOND, FADE, NEAR, DEEP = 2, 0.6, 2, 3, 5, 18
 PHOTO = 192  # of these, the longer side of a photo without a face
-GAIN = 1.08  # of the texture's detail there, as the mean of two shapes is smoother than either
+GAIN = 1.08  # of the texture's detail near known pixels, as the mean of two shapes is smoother than either
 
 # in crops: the outline of a head, an ellipse, and that of neck and body
 ANGLES = np.linspace(0, 2 * np.pi, 64)
@@ -177,9 +177,9 @@ def copied(photo, hidden, known, matrices, crops, at_once=patchmatch.HOLE, check
 def continued(photo, texture, weight, valid, unit, check=lambda *_: None):
     """A filled photo (H, W, C) into which the pixels around go on, by a weight in [0, 1], (H, W, 1): float32.
 
-    Shapes are there the mean of what the photo is filled with and of what goes on smoothly (`biharmonic`) from pixels
-    whose weight is 0, if they are `valid`, boolean (H, W). Detail is that of `texture`, (H, W, C). unit: pixels of the
-    photo for a 64th of a crop.
+    Shapes are there the mean of what the photo is filled with and of what goes on smoothly (`going_on`) from pixels
+    whose weight is 0, if they are `valid`, boolean (H, W). Detail is `GAIN` times that of `texture`, (H, W, C). unit:
+    pixels of the photo for a 64th of a crop.
     """
     photo, near = photo.astype(np.float32), weight > 0
     check()
@@ -192,21 +192,25 @@ def continued(photo, texture, weight, valid, unit, check=lambda *_: None):
 def going_on(values, unknown, known, sigma):
     """`compositing.biharmonic`, float32 (H, W, C), of which only what a Gaussian of `sigma` leaves counts.
 
-    values: float32 (H, W, C); the masks are boolean (H, W). At most about `compositing.EXACT` pixels are solved for.
+    values: float32 (H, W, C), which are returned where nothing known can be reached; the masks are boolean (H, W). At
+    most about `compositing.EXACT` pixels are solved for.
     """
     import cv2
 
-    shrink = max(1, int(sigma / 2), int((unknown.sum() / compositing.EXACT) ** 0.5))
+    shrink = max(1, int(sigma / 2), round((unknown.sum() / compositing.EXACT) ** 0.5 + 0.49))
     size = [-(-side // shrink) for side in known.shape[::-1]]
     layers = np.float32(known), np.float32(unknown), np.where(known[..., None], values, 0)
     shares, inner, sums = (cv2.resize(x, size, interpolation=cv2.INTER_AREA) for x in layers)
+    del layers
     means = sums.reshape(*shares.shape, -1) / np.where(shares > 0, shares, 1)[..., None]
     small = compositing.biharmonic(means, (inner > 0) & (shares == 0), shares > 0)
-    return cv2.resize(small, known.shape[::-1]).reshape(values.shape)
+    reached = scipy.ndimage.binary_propagation(shares > 0, mask=shares + inner > 0)[..., None]
+    large = cv2.resize(np.concatenate([small * reached, reached], 2).astype(np.float32), known.shape[::-1])
+    return np.where(large[..., -1:] > 0.01, large[..., :-1] / np.maximum(large[..., -1:], 0.01), values)
 
 
 def smoothed(values, where, sigma):
-    """float64 (H, W, C) after heat has flown for as long as a Gaussian of `sigma` takes; it is 0 outside of `where`."""
+    """float32 (H, W, C) after heat has flown for as long as a Gaussian of `sigma` takes; it is 0 outside of `where`."""
     import cv2
 
     shrink = max(1, int(sigma / 2))  # what is left is as smooth

@@ -25,7 +25,8 @@ MIRRORED[60:68] = 64, 63, 62, 61, 60, 67, 66, 65
 
 SIZE, FACE = 256, 160  # pixels of the picture in which landmarks are read, and of the crop in it
 BOX = np.array([[-0.03, -0.13], [1.0, 0.98]])  # the corners of what dlib detects as a face, in a crop of size 1
-COMPONENTS, LEAST = 20, 12  # of the model; landmarks that have to be seen
+COMPONENTS = 20  # of the model
+SPREAD = 0.6  # of all landmarks' distance from their middle, which those that are seen need to have
 READING = 0.01  # of a face's width: how far a landmark is read from its place
 SKEW, SHIFT = 0.1, 0.05  # by how much the model's faces are turned and stretched, and moved, at random
 
@@ -71,16 +72,21 @@ def shipped():
 def infer(points, hidden, model=None):
     """Landmarks (68, 2), in pixels (x, y), of which those at `hidden` pixels, boolean (H, W), follow from the others.
 
-    Theirs is the conditional mean (Bishop 2006, equation 2.81) in the frame in which, by a similarity, those that are
-    seen lie nearest to the `model`'s mean. Where fewer than `LEAST` are seen, the points stay as they are.
+    So do those beyond the photo's border. Theirs is the conditional mean (Bishop 2006, equation 2.81) in the frame in
+    which, by a similarity, those that are seen lie nearest to the `model`'s mean. Where only a small part of the face
+    is seen (`SPREAD`), the points stay as they are.
     """
-    x, y = np.clip(np.round(points).astype(int), 0, np.array(hidden.shape[::-1]) - 1).T
-    seen, complex_plane = ~hidden[y, x], np.array([1, 1j])
-    if seen.all() or seen.sum() < LEAST:
+    sides, complex_plane = np.array(hidden.shape[::-1]), np.array([1, 1j])
+    pixels = np.round(points).astype(int)
+    x, y = np.clip(pixels, 0, sides - 1).T
+    seen = ~hidden[y, x] & ((pixels >= 0) & (pixels < sides)).all(1)
+    if seen.all() or not seen.any():
         return np.float64(points)
     model = model or shipped()
     places, mean = points @ complex_plane, model.mean.reshape(68, 2) @ complex_plane
     middle, target = places[seen].mean(), mean[seen].mean()
+    if np.abs(mean[seen] - target).mean() < SPREAD * np.abs(mean - mean.mean()).mean():
+        return np.float64(points)
     zoom = np.vdot(places[seen] - middle, mean[seen] - target) / (np.abs(places[seen] - middle) ** 2).sum()
     error = zoom * (places - middle) - (mean - target)
     rows = np.repeat(seen, 2)

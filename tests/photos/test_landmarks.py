@@ -60,6 +60,21 @@ def test_the_shipped_model_knows_where_an_eye_is():
     np.testing.assert_allclose(landmarks.infer(others, hide(away, EYE, 12)), found, atol=1e-9)
 
 
+def test_a_small_part_of_a_face_does_not_tell_of_the_rest():
+    np.testing.assert_array_equal(landmarks.infer(POINTS, ~hide(POINTS, np.arange(48, 68), 4)), POINTS)
+
+
+def test_landmarks_beyond_the_border_count_as_hidden():
+    cut = POINTS - [100, 0]
+    beyond = cut[:, 0] < -0.5
+    assert 3 < beyond.sum() < 12
+    misread = np.where(beyond[:, None], np.minimum(cut + [30, 0], [-1, 400]), cut)
+    found = landmarks.infer(misread, np.zeros((400, 400), bool))
+    np.testing.assert_allclose(found[~beyond], cut[~beyond], atol=1e-9)
+    width = np.linalg.norm(POINTS[36] - POINTS[45])
+    assert np.linalg.norm(found - cut, axis=1).max() < 0.2 * width
+
+
 def test_a_fitted_model_is_of_faces_and_their_mirror_images(tmp_path):
     rng = np.random.default_rng(0)
     shapes = geometry.MINMAX_TEMPLATE + 0.02 * rng.normal(size=(50, 68, 2))

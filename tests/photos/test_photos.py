@@ -520,6 +520,23 @@ def test_what_goes_on_from_known_pixels_is_half_of_the_shapes():
     np.testing.assert_allclose(drawn[0][:, :10], (ramp + 5 * weight)[:, :10], atol=0.02)
 
 
+def test_detail_near_known_pixels_is_the_textures():
+    photo, weight = np.full((40, 60, 3), 90.0), np.zeros((40, 60, 1), np.float32)
+    weight[16:24] = 1
+    texture = photo + np.where(np.indices((40, 60)).sum(0) % 2, 8, -8)[..., None]
+    drawn = filling.continued(photo, texture, weight, np.ones((40, 60), bool), unit=3)
+    np.testing.assert_allclose(drawn[18:22, 5:-5], 90 + filling.GAIN * (texture - 90)[18:22, 5:-5], atol=0.3)
+
+
+def test_nothing_goes_on_where_nothing_known_is_reached():
+    values = np.full((60, 80, 1), 200, np.float32)
+    unknown, known = np.zeros((2, 60, 80), bool)
+    unknown[20:40, :30], unknown[20:40, 50:], known[:20, :30] = True, True, True
+    for sigma in (1, 7):  # the rest is void
+        drawn = filling.going_on(np.where((known | unknown)[..., None], values, 0), unknown, known, sigma)
+        np.testing.assert_allclose(drawn[unknown], 200, atol=0.01)
+
+
 def test_what_goes_on_in_a_large_photo_is_worked_out_in_a_smaller_one(monkeypatch):
     y, x = np.indices((90, 121))
     values = np.stack([128 + 60 * np.sin(x / 17 + y / 23), 0.9 * x + 0.3 * y, 200.0 - y], -1).astype(np.float32)
