@@ -197,7 +197,7 @@ def going_on(values, unknown, known, sigma):
     """
     import cv2
 
-    shrink = max(1, int(sigma / 2), round((unknown.sum() / compositing.EXACT) ** 0.5 + 0.49))
+    shrink = max(1, int(sigma / 2), int(np.ceil((unknown.sum() / compositing.EXACT) ** 0.5)))
     size = [-(-side // shrink) for side in known.shape[::-1]]
     layers = np.float32(known), np.float32(unknown), np.where(known[..., None], values, 0)
     shares, inner, sums = (cv2.resize(x, size, interpolation=cv2.INTER_AREA) for x in layers)
