@@ -13,7 +13,7 @@ import numpy as np
 
 import utils
 from completion import prior
-from photos import geometry, reading
+from photos import detection, geometry, reading
 
 FILE = Path(__file__).with_name("landmarks.npz")
 MIRRORED = np.arange(68)  # which of the 68 landmarks is the other side's counterpart of each
@@ -33,8 +33,6 @@ SKEW, SHIFT = 0.1, 0.05  # by how much the model's faces are turned and stretche
 
 def of_faces(directory, count):
     """The landmarks of `count` aligned faces of a folder, drawn at random, in crops: float64 (count, 68, 2)."""
-    from photos import detection
-
     predictor, paths = detection.installed_predictor(), utils.find_images(directory)
     found = []
     for number in np.random.default_rng(0).permutation(len(paths))[:count]:
