@@ -93,7 +93,11 @@ def decode(file, formats=None, limit=None):
     does, on a damaged file.
     """
     limit = limit or Image.MAX_IMAGE_PIXELS
-    with Image.open(file, formats=formats) as image:
+    try:
+        image = Image.open(file, formats=formats)
+    except Image.DecompressionBombError as error:  # from twice Pillow's limit
+        raise ValueError(f"more than {limit:,} pixels in all; make it smaller") from error
+    with image:
         if image.width * image.height > limit:
             raise ValueError(f"{image.width}x{image.height} pixels are more than {limit:,} in all; make it smaller")
         with open(os.devnull, "wb") as nowhere:  # for libtiff, which would tell each damaged line

@@ -12,7 +12,7 @@ from photos import geometry, landmarks
 MIN_SCORE = -0.6  # of the detector, from which a box may be a face where a part of it is hidden
 CONFIRMED, TRIES = 0.5, 3  # the score from which a doubtful face is one where its hole shows the most probable face
 IOU_THRESHOLD = 0.4  # from which two boxes are one face
-MIN_VISIBLE = 0.3  # share of a box
+MIN_VISIBLE, MOSTLY = 0.3, 0.5  # share of a box; of a doubtful face's beside another one that is sure
 INPAINTED = 256  # pixels of the longer side at which a hole is inpainted for the detector
 CHIP_SIZE, FACE_SIZE = 400, 160  # pixels: of a picture, and of the face in it, from which landmarks are read again
 ROUNDS = 3
@@ -77,6 +77,11 @@ def in_box(hidden, box):
     return hidden[max(0, box.top()) : box.bottom() + 1, max(0, box.left()) : box.right() + 1]
 
 
+def visible(hidden, one):
+    """The share of a `Detection`'s box that is not `hidden`, boolean (H, W)."""
+    return (~in_box(hidden, one.box)).mean()
+
+
 def around(box):
     """The part of a photo, slices, that reaches beyond a dlib.rectangle by its own width and height."""
     left, top = max(0, box.left() - box.width()), max(0, box.top() - box.height())
@@ -88,9 +93,10 @@ def find_faces_under(pixels, hidden, detector, faces="largest", upsample=1, hole
 
     Faces that the hole touches come first; it is what is hidden, or that part of it in boolean (H, W) `hole`. Mirrored
     fillings count only where the others show none of these, as there are false faces among theirs. Detections with
-    scores below 0 are doubtful: with a prior, the first of them that the hole touches and that it confirms (`is_face`)
-    counts where no other face is touched; else, or without a prior, the surest, where there is no other face. A face of
-    which little is visible is none: it may be another one's mirror image.
+    scores below 0 are doubtful: where no other face is touched, the first counts that the hole touches, or else, where
+    there is no other face at all, the surest. With a prior it has to confirm them (`is_face`), and beside another face
+    half of one must be visible, as of less the most probable face makes one anywhere. A face of which little is visible
+    is none: it may be another one's mirror image.
     """
 
     def detect(filling, photo):
@@ -100,12 +106,16 @@ def find_faces_under(pixels, hidden, detector, faces="largest", upsample=1, hole
             pairs += [(score, Detection(filling, photo, box, score)) for box, score in zip(boxes, scores, strict=True)]
             if any(score >= 0 for score in scores):
                 break
-        return [(score, one) for score, one in pairs if (~in_box(hidden, one.box)).mean() > MIN_VISIBLE]
+        return [(score, one) for score, one in pairs if visible(hidden, one) > MIN_VISIBLE]
 
     hole = hidden if hole is None else hole
 
     def touched(one):
         return in_box(hole, one.box).any()
+
+    def first(doubtful):
+        confirmed = (one for one in doubtful[:TRIES] if detector.prior is None or is_face(hidden, one, detector))
+        return [*itertools.islice(confirmed, 1)]
 
     detected, found = [detect(*filling) for filling in fillings(pixels, hidden)], []
     for several in detected[:2], detected[2:]:
@@ -116,10 +126,9 @@ def find_faces_under(pixels, hidden, detector, faces="largest", upsample=1, hole
             break
     every = sorted(itertools.chain(*detected), key=lambda pair: -pair[0])
     if not any(map(touched, found)):
-        under = [one for _, one in every if touched(one)]
-        confirmed = (one for one in under[:TRIES] if is_face(hidden, one, detector))
-        rest = [one for _, one in every if detector.prior is None or not touched(one)]
-        found = [*itertools.islice(confirmed, 1), *found] or rest[:1]
+        under = [one for _, one in every if touched(one) and (not found or visible(hidden, one) > MOSTLY)]
+        beside = [one for _, one in every if not touched(one)]
+        found = [*first(under), *found] or first(beside)
     found.sort(key=lambda one: (not touched(one), -one.box.area() if faces == "largest" else 0))
     return [
         [one, *(other for _, other in every if other is not one and iou(one.box, other.box) >= IOU_THRESHOLD)]
@@ -129,8 +138,6 @@ def find_faces_under(pixels, hidden, detector, faces="largest", upsample=1, hole
 
 def is_face(hidden, one, detector):
     """Whether a doubtful `Detection` is clearly a face in a picture in which the hole shows the most probable face."""
-    if detector.prior is None:
-        return False
     part = around(one.box)
     shape = detector.find_landmarks(one.photo, one.box) - [part[1].start, part[0].start]
     read = refine(one.photo[part], hidden[part], shape, one.box.width(), detector)

@@ -17,7 +17,7 @@ from photos import detection, filling, geometry, reading, record
 
 OTHER = 16  # grey levels, the mean difference from which a photo is another one
 RIM = 2  # how many times as much as elsewhere neighbours differ where damage reaches beyond its mask
-BESIDE = "filled beside the face only"
+BESIDE = "filled without a face"
 
 
 class Part(NamedTuple):

@@ -29,7 +29,7 @@ from web import preview, queue, requests, security, session
 STATIC = Path(__file__).resolve().parent / "static"
 PAGES, PHOTOS = 100, 20  # open pages, and those of them with a photo, at most
 UNUSED = 30 * 60  # seconds after which a photo is dropped
-AWAY = 5  # seconds that a page may be without its stream
+AWAY = 20  # seconds that a page may be without its stream
 WATCH = 0.2  # seconds between two looks at whether anybody still waits for an answer
 
 
@@ -80,9 +80,9 @@ class Site:
         page.open()
         page.events.put_nowait(dict(gone=True))
 
-    def forget(self, page):
-        """Forget a page that has no stream any more."""
-        if not page.streams:
+    def forget(self, page, visits):
+        """Forget a page that has no stream any more, and has had none since so many `visits`."""
+        if not page.streams and page.visits == visits:
             self.pages.pop(page.id, None)
             page.open()
 
@@ -151,10 +151,10 @@ class Site:
         else:
             page.renew_events()
         loop = asyncio.get_running_loop()
-        loop.call_later(AWAY, self.forget, page)
+        loop.call_later(AWAY, self.forget, page, page.visits)
 
         async def stream(events):
-            page.streams, event = page.streams + 1, None
+            page.streams, page.visits, event = page.streams + 1, page.visits + 1, None
             try:
                 known = dict(page=page.id, photo=page.photo is not None, job=page.job and page.job.number)
                 yield encode_event(known | self.searches.state())
@@ -171,7 +171,7 @@ class Site:
                 page.streams -= 1
                 if not page.streams:
                     page.stop()
-                    loop.call_later(AWAY, self.forget, page)
+                    loop.call_later(AWAY, self.forget, page, page.visits)
 
         return StreamingResponse(stream(page.events), media_type="text/event-stream")
 

@@ -36,7 +36,8 @@ class Page:
 
     def __init__(self, searches):
         self.searches = searches  # `Searches`
-        self.id, self.events, self.streams = secrets.token_urlsafe(16), asyncio.Queue(), 0
+        self.id, self.events = secrets.token_urlsafe(16), asyncio.Queue()
+        self.streams = self.visits = 0  # streams of events that are open, and all that were
         self.photo, self.faces, self.edits, self.job, self.used, self.jobs = None, [], {}, None, 0.0, 0
         self.rendering, self.rendered = asyncio.Lock(), (None, None)  # one answer at a time; which, and its pixels
 

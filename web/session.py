@@ -73,8 +73,6 @@ def report_unreadable(name=""):
         raise
     except Exception as error:  # Pillow raises anything on a damaged file
         why = "it is no image, or damaged" if isinstance(error, OSError | SyntaxError) else error
-        if isinstance(error, Image.DecompressionBombError):
-            why = f"more than {MAX_PIXELS} pixels in all"
         raise cli.UserError(f"{name}cannot be opened ({why}); choose a PNG, JPEG or WebP file") from error
 
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import types
 
 import cv2
 import dlib
@@ -134,6 +135,30 @@ def test_the_face_with_the_hole_is_taken(models, landmarks):
     photo = reading.Photo(pair, np.minimum(alpha, cut_out), {}, [], cut_out)
     (face,), _ = alignment.align_photo(photo, models._replace(prior=None), alignment.Settings())
     assert face.box.right() < 240
+
+
+def test_a_doubtful_face_needs_to_be_confirmed_and_beside_another_to_be_visible(monkeypatch):
+    box = dlib.rectangle(10, 10, 49, 49)
+    sure, far = (dlib.rectangle(x, 10, x + 39, 49) for x in (60, 110))
+    hidden = np.zeros((60, 160), bool)
+    hidden[10:50, 10:36] = True
+    run = types.SimpleNamespace(run=lambda photo, times, least: (*zip(*pairs, strict=True), None))
+    detector, confirmed, pairs = types.SimpleNamespace(frontal=run, prior="prior"), [box, sure, far], []
+    monkeypatch.setattr(occlusion, "is_face", lambda hidden, one, detector: one.box in confirmed)
+
+    def found(*boxes):
+        pairs[:] = boxes
+        under = occlusion.find_faces_under(np.zeros((60, 160, 3), np.uint8), hidden, detector)
+        return [one[0].box for one in under]
+
+    assert found((box, -0.5)) == [box]
+    assert found((box, -0.5), (sure, 1.0)) == [sure]  # a third of the first is visible
+    hidden[10:50, 28:36] = False
+    assert found((box, -0.5), (sure, 1.0)) == [box, sure]
+    assert found((far, -0.5)) == [far]
+    confirmed.clear()
+    assert found((box, -0.5), (sure, 1.0)) == [sure]
+    assert found((far, -0.5)) == found((box, -0.5)) == []
 
 
 @pytest.fixture
@@ -412,11 +437,11 @@ def test_every_photo_comes_out(tmp_path, damaged, trained):
     for name in ("e", "f"):  # an inverted mask, and none
         shutil.copy("in/a.png", f"in/{name}.png")
     done = run_script("complete.py", "in", *flags, "--maskDir", "masks", cwd=tmp_path)
-    counts = "1 mended, 2 filled beside the face only, 3 unchanged (1 unreadable, 2 no fitting mask); "
+    counts = "1 mended, 2 filled without a face, 3 unchanged (1 unreadable, 2 no fitting mask); "
     assert f"completions/photos: {counts}" in done.stdout
     for line in (
-        "in/b.tif: filled beside the face only",
-        "in/c.png: filled beside the face only",
+        "in/b.tif: filled without a face",
+        "in/c.png: filled without a face",
         "in/d.png: unreadable",
         "in/e.png: no fitting mask: /",
         "in/f.png: no fitting mask: --maskDir masks: holds no mask",

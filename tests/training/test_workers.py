@@ -5,10 +5,12 @@ import shutil
 import signal
 import time
 
+import cli
+
 import keras
 import numpy as np
 import pytest
-from conftest import RNG, TINY
+from conftest import RNG, TINY, TINY_FLAGS, one_line, run
 from worker_processes import Workers, write_images
 
 import checkpoint
@@ -106,23 +108,28 @@ def test_a_run_outlives_its_workers(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "flag, other, name, values",
-    [
-        ("--learning_rate", "0.1", "learning_rate", ("0.1", "0.0002")),
-        ("--dataset", "others", "images", (r"24 \(\w+\)", r"24 \(\w+\)")),
-    ],
-)
-def test_what_differs_between_workers_is_named(tmp_path, flag, other, name, values):
+def test_what_differs_between_workers_is_named(tmp_path):
     write_images(tmp_path / "images", 24, RNG)
     write_images(tmp_path / "others", 24, RNG)
-    workers = Workers(tmp_path, 2, FLAGS, [*FLAGS, flag, other])
+    workers = Workers(tmp_path, 2, FLAGS, [*FLAGS, "--dataset", "others"])
     assert workers.wait(60) == [2, 2]
     for i in range(2):
         (line,) = workers.said(i)
-        told = rf"train-dcgan.py: error: {name}: {values[0]} for worker 1 \(.*\), {values[1]} for worker 0 \(.*"
+        told = r"train-dcgan.py: error: images: 24 \(\w+\) for worker 1 \(.*\), 24 \(\w+\) for worker 0 \(.*"
         assert re.fullmatch(told, line)
     assert not steps(tmp_path)
+
+
+def test_workers_compare_settings_and_images(folder, monkeypatch):
+    def compare(self, settings):
+        compared.update(settings())
+        raise cli.UserError("enough")
+
+    compared = {}
+    monkeypatch.setattr(Team, "compare", compare)
+    one_line(run("train-dcgan.py", "--dataset", folder, *TINY_FLAGS, cwd=folder.parent, status=2), "enough")
+    assert compared["images"] == ImageFolder(folder, 16, 3).digest() and compared["learning_rate"] == 0.0002
+    assert compared["gf_dim"] == 8
 
 
 @pytest.mark.slow

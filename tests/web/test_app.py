@@ -312,17 +312,27 @@ def test_an_upload_that_is_broken_off(url):
         browser.fill()
 
 
-def test_a_closed_page_takes_its_photo_along(url):
-    with Browser(url) as browser:
-        browser.ask("PUT", "photo", png(PORTRAIT))
-    deadline = time.monotonic() + app.AWAY + 5
-    time.sleep(1)
-    with browser:
-        hello = browser.listen_again()  # in time
-        assert (hello["page"], hello["photo"]) == (browser.page, True)
-    while ask(browser.host, "GET", f"/pages/{browser.page}/photo").status == 200:
-        assert time.monotonic() < deadline + app.AWAY
-        time.sleep(0.2)
+def test_a_closed_page_takes_its_photo_along_unless_it_is_there_again(monkeypatch):
+    monkeypatch.setattr(app, "AWAY", 0.4)
+    site = app.Site(None)
+
+    async def visit(query=b""):
+        stream = (await site.events(Request(dict(type="http", query_string=query)))).body_iterator
+        hello = json.loads((await anext(stream)).removeprefix("data: "))
+        await stream.aclose()
+        return hello
+
+    async def visits():
+        page = (await visit())["page"]
+        site.pages[page].open("photo")
+        for _ in range(3):  # a second time when the first closing is that long ago
+            await asyncio.sleep(0.3)
+            hello = await visit(f"page={page}".encode())
+            assert (hello["page"], hello["photo"]) == (page, True)
+        await asyncio.sleep(0.5)
+
+    asyncio.run(visits())
+    assert not site.pages
 
 
 def test_photos_are_dropped_when_there_are_too_many_or_they_are_old(monkeypatch):
