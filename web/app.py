@@ -184,6 +184,8 @@ class Site:
                 raise HTTPException(503, self.searches.failure)
             photo = await self.run(session.open_photo, data)
             kind = session.kind_of(data)
+        if await request.is_disconnected():
+            raise HTTPException(410, "This page was closed.")
         page.events.put_nowait(dict(opened=True))
         faces = await self.run(session.find_faces, photo, self.searches.detector)
         if page.id not in self.pages:

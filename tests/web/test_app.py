@@ -395,6 +395,25 @@ def test_what_nobody_waits_for_ends():
         asyncio.run(site.run_for(asked, page, work))
 
 
+def test_no_faces_are_looked_for_in_the_photo_of_a_closed_page(monkeypatch):
+    async def upload():
+        site = app.Site(None)
+        page = site.pages["x"] = queue.Page(site.searches)
+        site.searches.ready.set()
+        site.searches.detector = "detector"
+        events = [dict(type="http.request", body=png(PORTRAIT)), dict(type="http.disconnect")]
+
+        async def receive():
+            return events.pop(0) if len(events) > 1 else events[0]
+
+        scope = dict(type="http", path_params=dict(page="x"), query_string=b"", headers=[])
+        with pytest.raises(HTTPException, match="closed"):
+            await site.upload(Request(scope, receive))
+        assert page.photo is None and page.events.empty()
+
+    asyncio.run(upload())
+
+
 async def disconnected():
     return dict(type="http.disconnect")
 
