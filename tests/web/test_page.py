@@ -3,6 +3,7 @@
 import re
 
 import cv2
+import matplotlib
 import numpy as np
 import pytest
 import skimage.data
@@ -82,11 +83,14 @@ def inked(painter):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["astronaut", "generated"])
+@pytest.mark.parametrize("which", ["astronaut", "grace_hopper", "generated"])
 def test_a_photo_is_painted_filled_and_saved(painter, pretrained_url, tmp_path, which):
     page, marks = painter(url=pretrained_url).ready(), None
     if which == "astronaut":
         truth, points = PORTRAIT, [(112, 116), (150, 130), (176, 112)]
+    elif which == "grace_hopper":
+        truth = np.asarray(Image.open(f"{matplotlib.get_data_path()}/sample_data/grace_hopper.jpg"))
+        points = [(215, 270), (300, 262)]
     else:
         truth, marks = generated()
         points = [marks[0], marks[1]]
