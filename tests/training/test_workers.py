@@ -132,6 +132,12 @@ def test_workers_compare_settings_and_images(folder, monkeypatch):
     assert compared["gf_dim"] == 8
 
 
+def test_the_worker_whose_setting_differs_is_named(monkeypatch):
+    monkeypatch.setattr(Team, "gather", lambda self, value: [value, value | {"learning_rate": 0.1}])
+    with pytest.raises(cli.UserError, match=r"learning_rate: 0.1 for worker 1 \(b:1\), 0.0002 for worker 0 \(a:1\)"):
+        Team(None, 0, ["a:1", "b:1"]).compare(lambda: {"seed": 1, "learning_rate": 0.0002})
+
+
 @pytest.mark.slow
 def test_a_worker_that_never_comes_is_named(tmp_path):
     write_images(tmp_path / "images", 24, RNG)

@@ -395,7 +395,7 @@ def test_what_nobody_waits_for_ends():
         asyncio.run(site.run_for(asked, page, work))
 
 
-def test_no_faces_are_looked_for_in_the_photo_of_a_closed_page(monkeypatch):
+def test_no_faces_are_looked_for_in_the_photo_of_a_closed_page():
     async def upload():
         site = app.Site(None)
         page = site.pages["x"] = queue.Page(site.searches)
