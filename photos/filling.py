@@ -1,13 +1,11 @@
 """The hole of a photo, filled: from its completed faces, and beside them with the photo's own texture."""
 
-import functools
-
 import numpy as np
 import scipy.ndimage
 
 import utils
 from completion import compositing, patchmatch
-from photos import geometry, reading, symmetry
+from photos import geometry, landmarks, reading, symmetry
 
 MARGIN = 128  # pixels of a photo that are looked at around its hole; half the hole's longer side where that is more
 SQUARE, CLEAN = 8, 0.7  # pixels of a side, grey levels: where grain is measured, and what is too little to see
@@ -15,7 +13,7 @@ SQUARES, TILE = 2**14, 1024  # how many are looked at; pixels of a side, after w
 
 # 64ths of a crop: how far known pixels go on into a hole, below which size they have texture, how far a face reaches
 # beyond its outline and then fades, and how far from known pixels the photo's other side is taken, in a hole how deep
-REACH, TEXTURE, BEYOND, FADE, NEAR, DEEP = 2, 0.6, 2, 3, 5, 18
+REACH, TEXTURE, BEYOND, FADE, NEAR, DEEP = 2, 0.6, 1, 2, 5, 18
 PHOTO = 192  # of these, the longer side of a photo without a face
 GAIN = 1.08  # of the texture's detail near known pixels, as the mean of two shapes is smoother than either
 
@@ -89,14 +87,22 @@ def into_photo(
 def placed(crop, matrix, shape, start, photo, known, predictor=None):
     """A crop, and its `outline`, where it lies in the part of a photo of `shape` (H, W) at `start` (x, y).
 
-    matrix: (2, 3), from the part's pixels to the crop's. predictor: if given, by which it gets the detail that the
-    other side of the face shows where boolean (H, W) `known`, see `symmetry.detail`.
+    matrix: (2, 3), from the part's pixels to the crop's. predictor: if given, the face gets the detail that its other
+    side shows where boolean (H, W) `known` (`symmetry.detail`), and an outline of its own (`landmarks.jaw`).
     """
-    face, depth = (enlarged(values, matrix, shape) for values in (crop, outline(len(crop))))
+    size, face = len(crop), enlarged(crop, matrix, shape)
+    jaw = size * geometry.MINMAX_TEMPLATE[:17]
     if predictor:
-        to_crop = matrix @ geometry.resize_matrix(1, np.negative(start))
-        face += symmetry.detail(face, photo, known, crop, to_crop, start, predictor)
-    return face, depth
+        matrix_to_crop = matrix @ geometry.resize_matrix(1, np.negative(start))
+        near = symmetry.around(matrix_to_crop, size, known.shape)
+        corner = near[1].start, near[0].start
+        photo, known = photo[near], known[near]
+        matrix_to_crop = matrix_to_crop @ geometry.resize_matrix(1, corner)
+        points = landmarks.find(photo, known, crop, matrix_to_crop, predictor)
+        unit = size / 64 * geometry.pixels_of_photo(matrix)
+        face += symmetry.detail(face, photo, known, points, unit, np.subtract(start, corner))
+        jaw = landmarks.jaw(points, known, matrix_to_crop, size)
+    return face, enlarged(outline(jaw, size), matrix, shape)
 
 
 def seen_in_crops(photo, known, matrices, sizes):
@@ -120,15 +126,13 @@ def refined(photo, known, crops, matrices, refiner):
     return list(utils.to_uint8(drawn)), matrices
 
 
-@functools.cache
-def outline(size):
+def outline(jaw, size):
     """How deep in the face each pixel of a crop lies, in 64ths of it, below 0 beside it: float32 (size, size, 1).
 
-    The outline is the mean face's jaw, and the crop's border.
+    The outline is the crop's border, and the jaw: its 17 landmarks, (17, 2), in pixels of the crop.
     """
     import cv2
 
-    jaw = size * geometry.MINMAX_TEMPLATE[:17]
     open_above = np.concatenate([jaw, [[jaw[-1, 0], -size], [jaw[0, 0], -size]]]).astype(np.float32)
     depth = [[cv2.pointPolygonTest(open_above, (x, y), True) for x in range(size)] for y in range(size)]
     y, x = np.indices((size, size)) + 0.5

@@ -15,7 +15,8 @@ IOU_THRESHOLD = 0.4  # from which two boxes are one face
 MIN_VISIBLE, MOSTLY = 0.3, 0.5  # share of a box; of a doubtful face's beside another one that is sure
 INPAINTED = 256  # pixels of the longer side at which a hole is inpainted for the detector
 CHIP_SIZE, FACE_SIZE = 400, 160  # pixels: of a picture, and of the face in it, from which landmarks are read again
-ROUNDS = 3
+ROUNDS, WORSE = 3, 1  # how much less than the best a picture may score in which landmarks are read again
+INFERRED = 0.75  # of a hidden landmark, how much follows from those that are seen; the rest is read
 NOISE = 1, 3  # see `prior.NOISE`; less than there, as here the face is only meant for the predictor
 
 
@@ -147,23 +148,26 @@ def is_face(hidden, one, detector):
 def landmarks_under(hidden, detections, detector):
     """The 68 landmarks (68, 2) of a face of which a part is `hidden`: the median of those of its `Detection`s.
 
-    With a prior they are read again, `ROUNDS` times, from pictures in which the hole shows the most probable face;
-    without, from the fillings alone. At last those that are hidden are inferred from the others.
+    With a prior they are read again, `ROUNDS` times, from pictures in which the hole shows the most probable face, and
+    those count that look like one; without, they are read from the fillings alone. What is hidden then follows mostly
+    from what is seen.
     """
     box = detections[0].box
     part = around(box)
     start = [part[1].start, part[0].start]
-    firsts, shapes = [detector.find_landmarks(one.photo, one.box) for one in detections], []
-    again = detector.prior is not None and in_box(hidden, box).any()
-    for one, shape in zip(detections, firsts, strict=True) if again else ():
+    firsts, again = [detector.find_landmarks(one.photo, one.box) for one in detections], []
+    reads_again = detector.prior is not None and in_box(hidden, box).any()
+    for one, shape in zip(detections, firsts, strict=True) if reads_again else ():
         shape = shape - start
         for _ in range(ROUNDS):
             read = refine(one.photo[part], hidden[part], shape, box.width(), detector)
             if read is None:
                 break
-            shape, _ = read
-            shapes.append(shape + start)
-    return landmarks.infer(np.median(shapes or firsts, axis=0), hidden).astype(np.float32)
+            shape, score = read
+            again.append((score, shape + start))
+    least = max((score for score, _ in again), default=0) - WORSE
+    points = np.median([shape for score, shape in again if score >= least] or firsts, axis=0)
+    return (INFERRED * landmarks.infer(points, hidden) + (1 - INFERRED) * points).astype(np.float32)
 
 
 def refine(photo, hidden, points, width, detector):
