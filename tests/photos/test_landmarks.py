@@ -1,12 +1,13 @@
 """The landmarks of faces that are partly hidden."""
 
+import dlib
 import numpy as np
 import pytest
 import skimage.data
 
 import utils
 from completion import prior
-from photos import detection, geometry, landmarks
+from photos import detection, geometry, landmarks, occlusion
 
 SIZE = 64
 EYE = np.arange(36, 42)
@@ -73,6 +74,39 @@ def test_landmarks_beyond_the_border_count_as_hidden():
     np.testing.assert_allclose(found[~beyond], cut[~beyond], atol=1e-9)
     width = np.linalg.norm(POINTS[36] - POINTS[45])
     assert np.linalg.norm(found - cut, axis=1).max() < 0.2 * width
+
+
+def test_a_jaw_is_seen_on_either_side_or_else_the_mean_faces():
+    crop = np.array([[0.1, 0.02, -3], [-0.01, 0.12, 5]])
+    own = POINTS[:17] @ crop[:, :2].T + crop[:, 2]
+    left, right = hide(POINTS, np.arange(5)), hide(POINTS, np.arange(10, 17))
+    np.testing.assert_allclose(landmarks.jaw(POINTS, ~left, crop, SIZE), own)
+    both = landmarks.jaw(POINTS, ~(left | right), crop, SIZE)
+    counterparts = [0, 1, 2, 3, 4, 12, 13, 14, 15, 16]
+    np.testing.assert_allclose(both[counterparts], SIZE * geometry.MINMAX_TEMPLATE[counterparts])
+    np.testing.assert_allclose(both[5:12], own[5:12])
+
+
+def test_those_readings_count_that_look_like_a_face(monkeypatch):
+    readings = [(3.0, 0), (2.9, 1), (2.1, 4), (1.9, 300), (0.2, 500), None]  # the score, and how far it is off
+    detector = detection.FaceDetector(None, None, prior="a prior")
+    monkeypatch.setattr(detection.FaceDetector, "find_landmarks", lambda *_: POINTS)
+    hidden = hide(POINTS, EYE, 8)
+
+    def refine(photo, hidden, points, width, detector):
+        reading = readings.pop(0)
+        return reading and (points_in_part + reading[1], reading[0])
+
+    box = dlib.rectangle(100, 100, 300, 300)
+    points_in_part = POINTS - [max(0, 100 - box.width()), max(0, 100 - box.height())]
+    monkeypatch.setattr(occlusion, "refine", refine)
+    several = [occlusion.Detection("grey", np.zeros((400, 400, 3), np.uint8), box)] * 2
+    found = occlusion.landmarks_under(hidden, several, detector)
+    median = POINTS + 1
+    wanted = median + 0.75 * (landmarks.infer(median, hidden) - median)
+    assert np.abs(wanted - median)[EYE].min() > 0
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    assert not readings
 
 
 def test_a_fitted_model_is_of_faces_and_their_mirror_images(tmp_path):

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 import scipy.ndimage
+import skimage.measure
 from conftest import one_line, run
 from PIL import Image, ImageCms, PngImagePlugin
 
@@ -150,6 +151,23 @@ def test_a_face_at_the_photos_border_gets_no_black_edge():
     filled, outside, _ = filling.into_photo(photo, hidden, [completed], [shift])
     assert outside == 0
     np.testing.assert_allclose(filled, photo, atol=1)
+
+
+def test_a_face_ends_at_its_own_jaw():
+    """On a hand-drawn one: depth is the distance, in 64ths, to the nearest of jaw, border and what rises above it."""
+    jaw = np.float64([[20, 40], *([x, 90 + abs(x - 64) / 8] for x in np.linspace(24, 104, 15)), [108, 40]])
+    depth = filling.outline(jaw, 128)
+    assert depth.shape == (128, 128, 1)
+    y, x = np.indices((128, 128))
+    corners = np.stack([x, y], -1)[..., None, :]
+    line = np.concatenate([[[20, -128]], jaw, [[108, -128]]])
+    start, along = line[:-1], np.diff(line, axis=0)
+    share = np.clip(((corners - start) * along).sum(-1) / (along**2).sum(-1), 0, 1)[..., None]
+    distance = np.linalg.norm(corners - start - share * along, axis=-1).min(-1)
+    inside = skimage.measure.points_in_poly(np.stack([x.ravel(), y.ravel()], 1), line).reshape(128, 128)
+    border = np.minimum(np.minimum(x, 127 - x), np.minimum(y, 127 - y)) + 0.5 - filling.BEYOND * 2
+    wanted = np.minimum(np.where(inside, distance, -distance), border) / 2
+    np.testing.assert_allclose(depth[..., 0], wanted, atol=1e-3)
 
 
 def test_of_two_faces_the_nearer_one_fills():
