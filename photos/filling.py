@@ -64,9 +64,8 @@ def into_photo(
         start = part[1].start + box[1].start, part[0].start + box[0].start
         matrix = matrix @ geometry.resize_matrix(1, (box[1].start, box[0].start))
         face, depth = placed(crop, matrix, own.shape, start, result, all_known, predictor)
-        face += compositing.harmonic(
-            np.where(done[box][..., None], photo[box] - face, 0.0), own, done[box], check=check
-        )
+        joined = done[box] & (depth[..., 0] > 0)  # hair and background beside the face would give it their colour
+        face += compositing.harmonic(np.where(joined[..., None], photo[box] - face, 0.0), own, joined, check=check)
         filled[mine] = 127.5 * compositing.one_tone(seen[number] / 127.5 - 1, face[own] / 127.5 - 1) + 127.5
         inside[mine] = utils.smoothstep((depth[own] + BEYOND) / FADE)
         done[box] |= own
