@@ -170,6 +170,19 @@ def test_a_face_ends_at_its_own_jaw():
     np.testing.assert_allclose(depth[..., 0], wanted, atol=1e-3)
 
 
+def test_what_is_beside_a_face_does_not_tint_it():
+    jaw = 64 * geometry.MINMAX_TEMPLATE[:17]
+    depth = filling.enlarged(filling.outline(jaw, 64), MATRIX, (200, 220))[..., 0]
+    photo = np.where(depth[..., None] > 0, np.uint8([200, 170, 150]), np.uint8([10, 20, 90]))
+    hidden = np.zeros((200, 220), bool)
+    hidden[100:170, 115:185] = True
+    deep = hidden & (depth > 2)
+    assert deep.sum() > 500 and (hidden & (depth < -2)).sum() > 500
+    darker = np.full((64, 64, 3), [180, 150, 130], np.uint8)
+    filled, *_ = filling.into_photo(photo, hidden, [darker], [MATRIX])
+    assert np.quantile(np.abs(filled.astype(int) - photo)[deep], 0.98) <= 2  # where the hole begins, edges go on
+
+
 def test_of_two_faces_the_nearer_one_fills():
     shift = MATRIX + [[0, 0, -20], [0, 0, 0]]
     hidden = np.ones((200, 220), bool)
