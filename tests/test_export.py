@@ -157,6 +157,7 @@ def test_what_goes_in_and_out_is_told_in_the_file(exported):
     assert flatbuffer_utils.read_model(str(exported("litert") / "generator.tflite")).description.decode() == text
 
 
+@pytest.mark.slow
 def test_keras_needs_nothing_of_this_code(dcgan, exported, tmp_path):
     np.save(tmp_path / "z.npy", zs(2))
     code = """if True:

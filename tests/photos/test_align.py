@@ -93,6 +93,7 @@ sys.exit(align.main())
 
 
 # Ctrl-C reaches all processes of a terminal, as some send SIGTERM to all; workers end with the one that is killed
+@pytest.mark.slow
 @pytest.mark.parametrize("whom, number", [(0, signal.SIGINT), (0, signal.SIGTERM), ("os.getpid()", signal.SIGKILL)])
 def test_an_interrupted_run_resumes(tmp_path, run_here, monkeypatch, whom, number):
     (tmp_path / "in").mkdir()

@@ -509,6 +509,7 @@ print(outside, abs(filled.astype(int) - 90).max(), resource.getrusage(resource.R
 """
 
 
+@pytest.mark.slow
 def test_a_large_photo_takes_little_memory():
     done = subprocess.run([sys.executable, "-c", LARGE], cwd=ROOT, capture_output=True, text=True)
     outside, error, kilobytes = map(int, done.stdout.split())
