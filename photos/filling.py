@@ -32,10 +32,11 @@ def into_photo(
     photo: uint8 (H, W, C); what it holds where boolean (H, W) `hidden` is ignored, and nothing else changes. void: the
     same of what is transparent and stays so. crops: completed faces, uint8 (size, size, C) each; matrices: (2, 3), from
     photo to crop pixels (x, y, 1). A pixel comes from the face in whose middle it lies most. Each is enlarged to the
-    photo's resolution, joined without a seam (`harmonic`), and keeps the tone of what is known of it (`one_tone`).
-    Beyond its outline it fades into what is `copied`; near known pixels these go on (`continued`), further in a face
-    has grain (by `seed`). Returns the photo, how many hidden pixels lie in no crop, and what was copied: a `texture`
-    for other crops. For the rest see `patchmatch.fill`, `refined` and `placed`.
+    photo's resolution, joined without a seam to what is known within its outline (`harmonic`), and keeps the tone of
+    what is known of it (`one_tone`). Beyond its outline it fades into what is `copied`; near known pixels these go on
+    (`continued`), further in a face has grain (by `seed`). Returns the photo, how many hidden pixels lie in no crop,
+    and a `texture` for other crops: what was copied, and how much of each pixel is a face, as outlines differ. For the
+    rest see `patchmatch.fill`, `refined` and `placed`.
     """
     import cv2
 
@@ -73,11 +74,12 @@ def into_photo(
     if texture is None:
         unsure = np.zeros_like(hidden)
         unsure[hidden] = ((inside < 1) | (near > 0))[:, 0]
-        texture = copied(photo, unsure, known | (hidden & ~unsure), matrices, crops, at_once, check)
-    photo[hidden] = utils.to_bytes(inside * filled + (1 - inside) * texture[hidden])
+        texture = copied(photo, unsure, known | (hidden & ~unsure), matrices, crops, at_once, check), inside
+    copy, inside = texture
+    photo[hidden] = utils.to_bytes(inside * filled + (1 - inside) * copy[hidden])
     weight = np.zeros((*hidden.shape, 1), np.float32)
     weight[hidden] = near
-    filled = continued(photo, texture, weight, known | hidden, unit, check)[hidden]
+    filled = continued(photo, copy, weight, known | hidden, unit, check)[hidden]
     filled += np.sqrt(1 - near**2) * inside * noise[y % len(noise), x % noise.shape[1]]
     result[part][hidden] = utils.to_bytes(filled)
     return result, int((owners < 0)[hidden].sum()), texture

@@ -50,7 +50,7 @@ def detail(face, photo, known, points, unit, start):
 def mirrored(photo, known, size, matrix):
     """A photo turned from left to right about a face, uint8 (H, W, C), and where it shows what is `known`, (H, W).
 
-    size, matrix: of the face's crop, see `detail`.
+    size, matrix: of the face's crop, in pixels, and (2, 3) from the photo's pixels to the crop's.
     """
     import cv2
 

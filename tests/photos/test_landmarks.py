@@ -97,8 +97,9 @@ def test_those_readings_count_that_look_like_a_face(monkeypatch):
         reading = readings.pop(0)
         return reading and (points_in_part + reading[1], reading[0])
 
-    box = dlib.rectangle(100, 100, 300, 300)
-    points_in_part = POINTS - [max(0, 100 - box.width()), max(0, 100 - box.height())]
+    x, y = POINTS[EYE].mean(0).astype(int).tolist()
+    points_in_part = POINTS - [max(0, x - 91), max(0, y - 91)]
+    box = dlib.rectangle(x - 30, y - 30, x + 30, y + 30)
     monkeypatch.setattr(occlusion, "refine", refine)
     several = [occlusion.Detection("grey", np.zeros((400, 400, 3), np.uint8), box)] * 2
     found = occlusion.landmarks_under(hidden, several, detector)

@@ -1,10 +1,12 @@
 """The detail that a face gets from its other side."""
 
+import types
+
 import numpy as np
 import pytest
 import scipy.ndimage
 
-from photos import geometry, landmarks, symmetry
+from photos import filling, geometry, landmarks, symmetry
 
 SYMMETRIC = (geometry.MINMAX_TEMPLATE + [1, 0] - geometry.MINMAX_TEMPLATE[landmarks.MIRRORED] * [1, -1]) / 2
 SIZE = 64
@@ -83,3 +85,30 @@ def test_the_other_side_is_not_trusted_where_it_is_much_smaller():
         return np.abs(symmetry.detail(coarse[85:115, 80:110], photo, ~hidden, *places))
 
     assert added(squeezed)[:, :15].mean() < 0.1 * added(SYMMETRIC).mean()  # the nose is as it was
+
+
+@pytest.mark.parametrize("corner", [(0, 0), (300, 400)])
+def test_a_face_is_placed_with_its_own_jaw_and_the_detail_of_its_other_side(monkeypatch, corner):
+    """A predictor finds a face with a narrow jaw, wherever its crop lies in a photo."""
+    narrow = SYMMETRIC.copy()
+    narrow[:17, 0] = 0.5 + 0.8 * (narrow[:17, 0] - 0.5)
+    picture = landmarks.FACE * narrow + (landmarks.SIZE - landmarks.FACE) / 2
+    parts = [types.SimpleNamespace(x=x, y=y) for x, y in picture]
+    monkeypatch.setattr(landmarks, "infer", lambda points, hidden: points)
+    photo, coarse, hidden = symmetric_photo(3)
+    crop = geometry.warp(np.uint8(coarse), MATRIX[:2], SIZE)
+    start = np.add((80, 85), corner)
+    to_crop = (MATRIX @ geometry.resize_matrix(1, (80, 85)))[:2]
+    padding = [(corner[1], 0), (corner[0], 0)]
+    padded, known = np.pad(photo, [*padding, (0, 0)]), np.pad(~hidden, padding)
+
+    arguments = crop, to_crop, (30, 30), tuple(start.tolist()), padded, known
+    face, depth = filling.placed(*arguments, lambda *_: types.SimpleNamespace(parts=lambda: parts))
+    plain, mean = filling.placed(*arguments)
+    points = in_photo(narrow, MATRIX[:2])
+    added = symmetry.detail(plain, photo, ~hidden, points, 1.25, (80, 85))
+    np.testing.assert_allclose(face - plain, added, atol=1)
+    assert np.abs(added).mean() > 5
+    wanted = filling.enlarged(filling.outline(SIZE * narrow[:17], SIZE), to_crop, (30, 30))
+    np.testing.assert_allclose(depth, wanted, atol=0.1)
+    assert np.abs(depth - mean).mean() > 1
