@@ -6,7 +6,8 @@ import utils
 from completion import compositing
 
 RADIUS = 3  # pixels around one that PatchMatch compares
-HOLE, WHOLE = 20000, 2**19  # pixels, hidden and all, up to which it works at the photo's own resolution
+HOLE, WHOLE = 100000, 2**19  # pixels, hidden and all, up to which it works at the photo's own resolution
+LARGE, QUICK = 2**22, 20000  # pixels of a large photo, which is also to take but seconds, and hidden ones at once there
 SIDE, DIRECTIONS = 3, 8  # of patches: their pixels, and their principal components that are compared for detail
 
 
@@ -20,6 +21,7 @@ def fill(pixels, hidden, known, at_once=HOLE, check=lambda *_: None):
     import cv2
 
     check()
+    at_once = min(at_once, QUICK) if hidden.size > LARGE else at_once
     shrink = int(np.ceil(max(hidden.sum() / at_once, hidden.size / WHOLE) ** 0.5))
     if shrink < 2:
         return fill_at_once(pixels, hidden, known)

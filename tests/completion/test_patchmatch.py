@@ -38,3 +38,21 @@ def test_where_no_patch_is_whole_the_hole_is_filled_smoothly():
     assert (patchmatch.fill(photo, hidden, ~hidden) == 90).all()
     everything = np.ones((3, 200), bool)
     np.testing.assert_array_equal(patchmatch.fill(photo, everything, ~everything), photo)
+
+
+@pytest.mark.parametrize(
+    "shape, hole, at_once, shrink",
+    [
+        ((600, 800), (300, 300), patchmatch.HOLE, 1),  # such as text all over a photo
+        ((600, 800), (300, 300), 2500, 6),
+        ((1000, 1400), (30, 30), patchmatch.HOLE, 2),
+        ((2000, 2500), (300, 300), patchmatch.HOLE, 4),
+        ((2000, 2500), (1200, 1500), patchmatch.HOLE, 10),
+    ],
+)
+def test_large_holes_and_photos_are_filled_at_a_lower_resolution(monkeypatch, shape, hole, at_once, shrink):
+    shapes, hidden = [], np.zeros(shape, bool)
+    hidden[: hole[0], : hole[1]] = True
+    monkeypatch.setattr(patchmatch, "fill_at_once", lambda photo, *_: shapes.append(photo.shape) or photo)
+    patchmatch.fill(np.zeros((*shape, 1), np.uint8), hidden, ~hidden, at_once)
+    assert shapes == [(-(-shape[0] // shrink), -(-shape[1] // shrink), 1)]
