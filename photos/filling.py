@@ -1,11 +1,13 @@
 """The hole of a photo, filled: from its completed faces, and beside them with the photo's own texture."""
 
+import functools
+
 import numpy as np
 import scipy.ndimage
 
 import utils
 from completion import compositing, patchmatch
-from photos import geometry, landmarks, reading, symmetry
+from photos import geometry, reading, symmetry
 
 MARGIN = 128  # pixels of a photo that are looked at around its hole; half the hole's longer side where that is more
 SQUARE, CLEAN = 8, 0.7  # pixels of a side, grey levels: where grain is measured, and what is too little to see
@@ -13,7 +15,7 @@ SQUARES, TILE = 2**14, 1024  # how many are looked at; pixels of a side, after w
 
 # 64ths of a crop: how far known pixels go on into a hole, below which size they have texture, how far a face reaches
 # beyond its outline and then fades, and how far from known pixels the photo's other side is taken, in a hole how deep
-REACH, TEXTURE, BEYOND, FADE, NEAR, DEEP = 2, 0.6, 1, 2, 5, 18
+REACH, TEXTURE, BEYOND, FADE, NEAR, DEEP = 2, 0.6, 2, 3, 5, 18
 PHOTO = 192  # of these, the longer side of a photo without a face
 GAIN = 1.08  # of the texture's detail near known pixels, as the mean of two shapes is smoother than either
 
@@ -32,11 +34,10 @@ def into_photo(
     photo: uint8 (H, W, C); what it holds where boolean (H, W) `hidden` is ignored, and nothing else changes. void: the
     same of what is transparent and stays so. crops: completed faces, uint8 (size, size, C) each; matrices: (2, 3), from
     photo to crop pixels (x, y, 1). A pixel comes from the face in whose middle it lies most. Each is enlarged to the
-    photo's resolution, joined without a seam to what is known within its outline (`harmonic`), and keeps the tone of
-    what is known of it (`one_tone`). Beyond its outline it fades into what is `copied`; near known pixels these go on
-    (`continued`), further in a face has grain (by `seed`). Returns the photo, how many hidden pixels lie in no crop,
-    and a `texture` for other crops: what was copied, and how much of each pixel is a face, as outlines differ. For the
-    rest see `patchmatch.fill`, `refined` and `placed`.
+    photo's resolution, joined without a seam (`harmonic`), and keeps the tone of what is known of it (`one_tone`).
+    Beyond its outline it fades into what is `copied`; near known pixels these go on (`continued`), further in a face
+    has grain (by `seed`). Returns the photo, how many hidden pixels lie in no crop, and what was copied: a `texture`
+    for other crops. For the rest see `patchmatch.fill`, `refined` and `placed`.
     """
     import cv2
 
@@ -65,8 +66,9 @@ def into_photo(
         start = part[1].start + box[1].start, part[0].start + box[0].start
         matrix = matrix @ geometry.resize_matrix(1, (box[1].start, box[0].start))
         face, depth = placed(crop, matrix, own.shape, start, result, all_known, predictor)
-        joined = done[box] & (depth[..., 0] > 0)  # hair and background beside the face would give it their colour
-        face += compositing.harmonic(np.where(joined[..., None], photo[box] - face, 0.0), own, joined, check=check)
+        face += compositing.harmonic(
+            np.where(done[box][..., None], photo[box] - face, 0.0), own, done[box], check=check
+        )
         filled[mine] = 127.5 * compositing.one_tone(seen[number] / 127.5 - 1, face[own] / 127.5 - 1) + 127.5
         inside[mine] = utils.smoothstep((depth[own] + BEYOND) / FADE)
         done[box] |= own
@@ -74,12 +76,11 @@ def into_photo(
     if texture is None:
         unsure = np.zeros_like(hidden)
         unsure[hidden] = ((inside < 1) | (near > 0))[:, 0]
-        texture = copied(photo, unsure, known | (hidden & ~unsure), matrices, crops, at_once, check), inside
-    copy, inside = texture
-    photo[hidden] = utils.to_bytes(inside * filled + (1 - inside) * copy[hidden])
+        texture = copied(photo, unsure, known | (hidden & ~unsure), matrices, crops, at_once, check)
+    photo[hidden] = utils.to_bytes(inside * filled + (1 - inside) * texture[hidden])
     weight = np.zeros((*hidden.shape, 1), np.float32)
     weight[hidden] = near
-    filled = continued(photo, copy, weight, known | hidden, unit, check)[hidden]
+    filled = continued(photo, texture, weight, known | hidden, unit, check)[hidden]
     filled += np.sqrt(1 - near**2) * inside * noise[y % len(noise), x % noise.shape[1]]
     result[part][hidden] = utils.to_bytes(filled)
     return result, int((owners < 0)[hidden].sum()), texture
@@ -88,22 +89,14 @@ def into_photo(
 def placed(crop, matrix, shape, start, photo, known, predictor=None):
     """A crop, and its `outline`, where it lies in the part of a photo of `shape` (H, W) at `start` (x, y).
 
-    matrix: (2, 3), from the part's pixels to the crop's. predictor: if given, the face gets the detail that its other
-    side shows where boolean (H, W) `known` (`symmetry.detail`), and an outline of its own (`landmarks.jaw`).
+    matrix: (2, 3), from the part's pixels to the crop's. predictor: if given, by which it gets the detail that the
+    other side of the face shows where boolean (H, W) `known`, see `symmetry.detail`.
     """
-    size, face = len(crop), enlarged(crop, matrix, shape)
-    jaw = size * geometry.MINMAX_TEMPLATE[:17]
+    face, depth = (enlarged(values, matrix, shape) for values in (crop, outline(len(crop))))
     if predictor:
-        matrix_to_crop = matrix @ geometry.resize_matrix(1, np.negative(start))
-        near = symmetry.around(matrix_to_crop, size, known.shape)
-        corner = near[1].start, near[0].start
-        photo, known = photo[near], known[near]
-        matrix_to_crop = matrix_to_crop @ geometry.resize_matrix(1, corner)
-        points = landmarks.find(photo, known, crop, matrix_to_crop, predictor)
-        unit = size / 64 * geometry.pixels_of_photo(matrix)
-        face += symmetry.detail(face, photo, known, points, unit, np.subtract(start, corner))
-        jaw = landmarks.jaw(points, known, matrix_to_crop, size)
-    return face, enlarged(outline(jaw, size), matrix, shape)
+        to_crop = matrix @ geometry.resize_matrix(1, np.negative(start))
+        face += symmetry.detail(face, photo, known, crop, to_crop, start, predictor)
+    return face, depth
 
 
 def seen_in_crops(photo, known, matrices, sizes):
@@ -127,13 +120,15 @@ def refined(photo, known, crops, matrices, refiner):
     return list(utils.to_uint8(drawn)), matrices
 
 
-def outline(jaw, size):
+@functools.cache
+def outline(size):
     """How deep in the face each pixel of a crop lies, in 64ths of it, below 0 beside it: float32 (size, size, 1).
 
-    The outline is the crop's border, and the jaw: its 17 landmarks, (17, 2), in pixels of the crop.
+    The outline is the mean face's jaw, and the crop's border.
     """
     import cv2
 
+    jaw = size * geometry.MINMAX_TEMPLATE[:17]
     open_above = np.concatenate([jaw, [[jaw[-1, 0], -size], [jaw[0, 0], -size]]]).astype(np.float32)
     depth = [[cv2.pointPolygonTest(open_above, (x, y), True) for x in range(size)] for y in range(size)]
     y, x = np.indices((size, size)) + 0.5

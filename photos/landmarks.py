@@ -74,10 +74,13 @@ def infer(points, hidden, model=None):
     which, by a similarity, those that are seen lie nearest to the `model`'s mean. Where only a small part of the face
     is seen (`SPREAD`), the points stay as they are.
     """
-    seen = are_seen(points, hidden)
+    sides, complex_plane = np.array(hidden.shape[::-1]), np.array([1, 1j])
+    pixels = np.round(points).astype(int)
+    x, y = np.clip(pixels, 0, sides - 1).T
+    seen = ~hidden[y, x] & ((pixels >= 0) & (pixels < sides)).all(1)
     if seen.all() or not seen.any():
         return np.float64(points)
-    model, complex_plane = model or shipped(), np.array([1, 1j])
+    model = model or shipped()
     places, mean = points @ complex_plane, model.mean.reshape(68, 2) @ complex_plane
     middle, target = places[seen].mean(), mean[seen].mean()
     if np.abs(mean[seen] - target).mean() < SPREAD * np.abs(mean - mean.mean()).mean():
@@ -91,24 +94,6 @@ def infer(points, hidden, model=None):
     found = mean + (model.components @ scores).reshape(68, 2) @ complex_plane
     found = np.where(seen, places, (found - target) / zoom + middle)
     return np.stack([found.real, found.imag], 1)
-
-
-def are_seen(points, hidden):
-    """Which of some points (N, 2), in pixels (x, y), are neither `hidden`, boolean (H, W), nor beyond the border."""
-    sides, pixels = np.array(hidden.shape[::-1]), np.round(points).astype(int)
-    x, y = np.clip(pixels, 0, sides - 1).T
-    return ~hidden[y, x] & ((pixels >= 0) & (pixels < sides)).all(1)
-
-
-def jaw(points, known, matrix, size):
-    """The 17 landmarks of a face's jaw in its crop of `size` pixels, (17, 2).
-
-    They are among its `points` (68, 2) in a photo where either they or those of the other side are `known`, boolean
-    (H, W); elsewhere they are those of the mean face. matrix: (2, 3), from the photo's pixels to the crop's.
-    """
-    seen = are_seen(points, ~known)
-    own = points[:17] @ matrix[:, :2].T + matrix[:, 2]
-    return np.where((seen | seen[MIRRORED])[:17, None], own, size * geometry.MINMAX_TEMPLATE[:17])
 
 
 def find(photo, known, crop, matrix, predictor):

@@ -20,27 +20,33 @@ def around(matrix, size, shape):
     )
 
 
-def detail(face, photo, known, points, unit, start):
+def detail(face, photo, known, crop, matrix, start, predictor):
     """What gives a completed face the detail of its other side, to be added to it: float64 (h, w, C).
 
-    face: (h, w, C), where it lies in a photo, uint8 (H, W, C), of which nothing counts but what is `known`, boolean
-    (H, W); start: (x, y) of its first pixel there; points: its landmarks, (68, 2), in the photo's pixels; unit: pixels
-    of the photo for a 64th of the face's crop. It is zero where the other side is hidden as well, or is seen much
-    larger or smaller.
+    face: (h, w, C), the crop where it lies in a photo, uint8 (H, W, C), of which nothing counts but what is `known`,
+    boolean (H, W); start: (x, y) of its first pixel there; matrix: (2, 3), from the photo's pixels to the crop's;
+    predictor: of dlib's 68 landmarks. It is zero where the other side is hidden as well, or is seen much larger or
+    smaller.
     """
     import cv2
 
-    photo = np.where(known[..., None], photo, np.uint8(0))
+    part = around(matrix, len(crop), known.shape)
+    corner = part[1].start, part[0].start
+    known, matrix = known[part], matrix @ geometry.resize_matrix(1, corner)
+    photo = np.where(known[..., None], photo[part], np.uint8(0))
     height, width = face.shape[:2]
+    unit = geometry.pixels_of_photo(matrix)
+    points = landmarks.find(photo, known, crop, matrix, predictor)
     across, down = np.linspace(0, width - 1, NODES), np.linspace(0, height - 1, NODES)
-    nodes = np.stack(np.meshgrid(across, down), -1).reshape(-1, 2) + start
-    places, areas = moving_least_squares(nodes, points, points[landmarks.MIRRORED], 64 * NEAR * unit)
+    nodes = np.stack(np.meshgrid(across, down), -1).reshape(-1, 2) + np.subtract(start, corner)
+    places, areas = moving_least_squares(nodes, points, points[landmarks.MIRRORED], NEAR * unit * len(crop))
     full, none = np.log(STRETCH)
     trust = np.clip((none - np.abs(np.log(np.maximum(-areas, 1e-6)))) / (none - full), 0, 1)
     values = np.concatenate([places, trust[:, None]], 1).reshape(NODES, NODES, 3)
     x, y, trust = np.einsum("yn,nmc,xm->cyx", between(height), values, between(width), optimize=True).astype(np.float32)
     other = cv2.remap(photo, x, y, cv2.INTER_LINEAR).reshape(face.shape)
     shown = cv2.remap(np.where(known, np.uint8(255), np.uint8(0)), x, y, cv2.INTER_LINEAR) == 255
+    unit *= len(crop) / 64
     distance = cv2.distanceTransform(shown.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     error = np.where(shown[..., None], other - face, 0).astype(np.float32)
     weight = trust * utils.smoothstep(distance / unit)
@@ -50,7 +56,7 @@ def detail(face, photo, known, points, unit, start):
 def mirrored(photo, known, size, matrix):
     """A photo turned from left to right about a face, uint8 (H, W, C), and where it shows what is `known`, (H, W).
 
-    size, matrix: of the face's crop, in pixels, and (2, 3) from the photo's pixels to the crop's.
+    size, matrix: of the face's crop, see `detail`.
     """
     import cv2
 

@@ -76,17 +76,6 @@ def test_landmarks_beyond_the_border_count_as_hidden():
     assert np.linalg.norm(found - cut, axis=1).max() < 0.2 * width
 
 
-def test_a_jaw_is_seen_on_either_side_or_else_the_mean_faces():
-    crop = np.array([[0.1, 0.02, -3], [-0.01, 0.12, 5]])
-    own = POINTS[:17] @ crop[:, :2].T + crop[:, 2]
-    left, right = hide(POINTS, np.arange(5)), hide(POINTS, np.arange(10, 17))
-    np.testing.assert_allclose(landmarks.jaw(POINTS, ~left, crop, SIZE), own)
-    both = landmarks.jaw(POINTS, ~(left | right), crop, SIZE)
-    counterparts = [0, 1, 2, 3, 4, 12, 13, 14, 15, 16]
-    np.testing.assert_allclose(both[counterparts], SIZE * geometry.MINMAX_TEMPLATE[counterparts])
-    np.testing.assert_allclose(both[5:12], own[5:12])
-
-
 def test_those_readings_count_that_look_like_a_face(monkeypatch):
     readings = [(3.0, 0), (2.9, 1), (2.1, 4), (1.9, 300), (0.2, 500), None]  # the score, and how far it is off
     detector = detection.FaceDetector(None, None, prior="a prior")
