@@ -6,7 +6,7 @@ import utils
 from photos import geometry, landmarks
 
 NODES, NEAR = 24, 0.1  # of the map to the other side, in each direction; how far landmarks pull at it, in crops
-DETAIL, STRENGTH = 1.5, 0.9  # 64ths of a crop, below which size it is detail; how much of it is taken
+DETAIL, STRENGTH = 3, 0.9  # 64ths of a crop, below which size it is detail; how much of it is taken
 STRETCH = 1.4, 2.0  # how many times as large the other side may be seen: all of its detail is taken, and none
 
 
