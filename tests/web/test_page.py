@@ -21,7 +21,7 @@ from model import DCGAN
 from photos import geometry
 from web import session
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"), pytest.mark.slow]
 PORTRAIT = skimage.data.astronaut()[:300, 80:380]
 
 
@@ -82,7 +82,6 @@ def inked(painter):
     }""")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("which", ["astronaut", "grace_hopper", "generated"])
 def test_a_photo_is_painted_filled_and_saved(painter, pretrained_url, tmp_path, which):
     page, marks = painter(url=pretrained_url).ready(), None
