@@ -19,10 +19,11 @@ REACH, TEXTURE, BEYOND, FADE, NEAR, DEEP = 2, 0.6, 2, 3, 5, 18
 PHOTO = 192  # of these, the longer side of a photo without a face
 GAIN = 1.08  # of the texture's detail near known pixels, as the mean of two shapes is smoother than either
 
-# in crops: the outline of a head, an ellipse, and that of neck and body
+# in crops: the outline of a head, an ellipse, that of neck and body, and where brows reach, also beyond the crop
 ANGLES = np.linspace(0, 2 * np.pi, 64)
 HEAD = [0.5, 0.2] + [0.85, 1.15] * np.stack([np.cos(ANGLES), np.sin(ANGLES)], 1)
 BODY = np.array([[0.15, 0.95], [0.85, 0.95], [1.1, 1.3], [1.3, 1.7], [1.3, 5], [-0.3, 5], [-0.3, 1.7], [-0.1, 1.3]])
+BROWS = np.array([[0, -0.16], [1, -0.16], [1, 0.5], [0, 0.5]])
 
 
 def into_photo(
@@ -77,6 +78,8 @@ def into_photo(
         unsure = np.zeros_like(hidden)
         unsure[hidden] = ((inside < 1) | (near > 0))[:, 0]
         texture = copied(photo, unsure, known | (hidden & ~unsure), matrices, crops, at_once, check)
+        for crop, matrix in zip(crops, matrices, strict=True) if predictor else ():
+            texture = with_brows(texture, hidden, known, crop, matrix, predictor)
     photo[hidden] = utils.to_bytes(inside * filled + (1 - inside) * texture[hidden])
     weight = np.zeros((*hidden.shape, 1), np.float32)
     weight[hidden] = near
@@ -172,6 +175,24 @@ def copied(photo, hidden, known, matrices, crops, at_once=patchmatch.HOLE, check
             photo = patchmatch.fill(photo, missing, rest, at_once, check)
             hidden, known = hidden & ~missing, known | missing
     return patchmatch.fill(photo, hidden, known, at_once, check)
+
+
+def with_brows(photo, hidden, known, crop, matrix, predictor):
+    """A filled photo, uint8 (H, W, C), whose brow goes on beyond the crop of a face if its other brow is seen.
+
+    Where boolean (H, W) `hidden`, around the brows, it gets the detail of the face's other side, which fades to what is
+    around (`compositing.harmonic`). For the rest see `symmetry.detail`.
+    """
+    own = hidden & pixels_within(hidden.shape, [matrix], [crop], BROWS)
+    if not own.any():
+        return photo
+    box = surrounding(own, 1)
+    start, own = (box[1].start, box[0].start), own[box]
+    added = symmetry.detail(photo[box].astype(np.float64), photo, known, crop, matrix, start, predictor)
+    added += compositing.harmonic(np.where(own[..., None], 0.0, -added), own, ~own)
+    result = photo.copy()
+    result[box][own] = utils.to_bytes(photo[box] + added)[own]
+    return result
 
 
 def continued(photo, texture, weight, valid, unit, check=lambda *_: None):

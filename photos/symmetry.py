@@ -6,7 +6,7 @@ import utils
 from photos import geometry, landmarks
 
 NODES, NEAR = 24, 0.1  # of the map to the other side, in each direction; how far landmarks pull at it, in crops
-DETAIL, STRENGTH = 3, 0.9  # 64ths of a crop, below which size it is detail; how much of it is taken
+DETAIL, STRENGTH = 3, 0.85  # 64ths of a crop, below which size it is detail; how much of it is taken
 STRETCH = 1.4, 2.0  # how many times as large the other side may be seen: all of its detail is taken, and none
 
 
@@ -44,7 +44,7 @@ def detail(face, photo, known, crop, matrix, start, predictor):
     trust = np.clip((none - np.abs(np.log(np.maximum(-areas, 1e-6)))) / (none - full), 0, 1)
     values = np.concatenate([places, trust[:, None]], 1).reshape(NODES, NODES, 3)
     x, y, trust = np.einsum("yn,nmc,xm->cyx", between(height), values, between(width), optimize=True).astype(np.float32)
-    other = cv2.remap(photo, x, y, cv2.INTER_LINEAR).reshape(face.shape)
+    other = cv2.remap(photo, x, y, cv2.INTER_CUBIC).reshape(face.shape)
     shown = cv2.remap(np.where(known, np.uint8(255), np.uint8(0)), x, y, cv2.INTER_LINEAR) == 255
     unit *= len(crop) / 64
     distance = cv2.distanceTransform(shown.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)

@@ -1,4 +1,4 @@
-"""The detail that a face gets from its other side."""
+"""The detail that a face, and the brow above its crop, get from the other side."""
 
 import types
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from photos import geometry, landmarks, symmetry
+from photos import filling, geometry, landmarks, symmetry
 
 SYMMETRIC = (geometry.MINMAX_TEMPLATE + [1, 0] - geometry.MINMAX_TEMPLATE[landmarks.MIRRORED] * [1, -1]) / 2
 SIZE = 64
@@ -93,3 +93,21 @@ def test_the_other_side_is_not_trusted_where_it_is_much_smaller(monkeypatch):
     squeezed = np.where(SYMMETRIC > [0.5, 2], 0.5 + (SYMMETRIC - 0.5) / 4, SYMMETRIC)
     monkeypatch.setattr("test_symmetry.SYMMETRIC", squeezed)
     assert np.abs(symmetry.detail(*arguments, mean_face))[:, :15].mean() < 0.1 * trusted  # the nose is as it was
+
+
+def test_a_brow_goes_on_beyond_the_crop_as_the_other():
+    photo, coarse, _ = symmetric_photo(3)
+    hidden = np.zeros((240, 240), bool)
+    hidden[60:100, 84:110] = True  # the crop begins at y = 80
+    crop = geometry.warp(np.uint8(coarse), MATRIX[:2], SIZE)
+    filled = np.where(hidden[..., None], np.uint8(coarse), photo)
+    result = filling.with_brows(filled, hidden, ~hidden, crop, MATRIX[:2], mean_face)
+    np.testing.assert_array_equal(result[~hidden], photo[~hidden])
+    np.testing.assert_array_equal(result[60:66, 84:110], filled[60:66, 84:110])
+    above = np.s_[70:80, 86:108]
+    before, after = (np.abs(x.astype(float) - photo)[above].mean() for x in (filled, result))
+    assert after < 0.4 * before
+    both = hidden | hidden[:, ::-1]
+    filled = np.where(both[..., None], np.uint8(coarse), photo)
+    result = filling.with_brows(filled, both, ~both, crop, MATRIX[:2], mean_face)
+    np.testing.assert_array_equal(result, filled)
