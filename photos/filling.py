@@ -78,8 +78,7 @@ def into_photo(
         unsure = np.zeros_like(hidden)
         unsure[hidden] = ((inside < 1) | (near > 0))[:, 0]
         texture = copied(photo, unsure, known | (hidden & ~unsure), matrices, crops, at_once, check)
-        for crop, matrix in zip(crops, matrices, strict=True) if predictor else ():
-            texture = with_brows(texture, hidden, known, crop, matrix, predictor)
+        texture = with_brows(texture, hidden, known, crops, matrices, predictor)
     photo[hidden] = utils.to_bytes(inside * filled + (1 - inside) * texture[hidden])
     weight = np.zeros((*hidden.shape, 1), np.float32)
     weight[hidden] = near
@@ -177,21 +176,23 @@ def copied(photo, hidden, known, matrices, crops, at_once=patchmatch.HOLE, check
     return patchmatch.fill(photo, hidden, known, at_once, check)
 
 
-def with_brows(photo, hidden, known, crop, matrix, predictor):
-    """A filled photo, uint8 (H, W, C), whose brow goes on beyond the crop of a face if its other brow is seen.
+def with_brows(photo, hidden, known, crops, matrices, predictor):
+    """A filled photo, uint8 (H, W, C), where brows go on beyond the crops of faces whose other brow is seen.
 
     Where boolean (H, W) `hidden`, around the brows, it gets the detail of the face's other side, which fades to what is
-    around (`compositing.harmonic`). For the rest see `symmetry.detail`.
+    around (`compositing.harmonic`). Without a predictor it stays as it is. For the rest see `symmetry.detail`.
     """
-    own = hidden & pixels_within(hidden.shape, [matrix], [crop], BROWS)
-    if not own.any():
-        return photo
-    box = surrounding(own, 1)
-    start, own = (box[1].start, box[0].start), own[box]
-    added = symmetry.detail(photo[box].astype(np.float64), photo, known, crop, matrix, start, predictor)
-    added += compositing.harmonic(np.where(own[..., None], 0.0, -added), own, ~own)
     result = photo.copy()
-    result[box][own] = utils.to_bytes(photo[box] + added)[own]
+    for crop, matrix in zip(crops, matrices, strict=True) if predictor else ():
+        own = hidden & pixels_within(hidden.shape, [matrix], [crop], BROWS)
+        if not own.any():
+            continue
+        box = surrounding(own, 1)
+        start, own, seen = (box[1].start, box[0].start), own[box], (hidden | known)[box]
+        face = np.where(seen[..., None], photo[box], 0.0)  # as nothing of what is transparent may show
+        added = symmetry.detail(face, photo, known, crop, matrix, start, predictor)
+        added += compositing.harmonic(np.where(own[..., None], 0.0, -added), own, seen & ~own)
+        result[box][own] = utils.to_bytes(photo[box] + added)[own]
     return result
 
 

@@ -101,13 +101,15 @@ def test_a_brow_goes_on_beyond_the_crop_as_the_other():
     hidden[60:100, 84:110] = True  # the crop begins at y = 80
     crop = geometry.warp(np.uint8(coarse), MATRIX[:2], SIZE)
     filled = np.where(hidden[..., None], np.uint8(coarse), photo)
-    result = filling.with_brows(filled, hidden, ~hidden, crop, MATRIX[:2], mean_face)
+    result = filling.with_brows(filled, hidden, ~hidden, [crop], [MATRIX[:2]], mean_face)
     np.testing.assert_array_equal(result[~hidden], photo[~hidden])
     np.testing.assert_array_equal(result[60:66, 84:110], filled[60:66, 84:110])
     above = np.s_[70:80, 86:108]
     before, after = (np.abs(x.astype(float) - photo)[above].mean() for x in (filled, result))
     assert after < 0.4 * before
+    unread = filling.with_brows(filled, hidden, ~hidden, [crop], [MATRIX[:2]], None)
+    np.testing.assert_array_equal(unread, filled)
     both = hidden | hidden[:, ::-1]
     filled = np.where(both[..., None], np.uint8(coarse), photo)
-    result = filling.with_brows(filled, both, ~both, crop, MATRIX[:2], mean_face)
+    result = filling.with_brows(filled, both, ~both, [crop], [MATRIX[:2]], mean_face)
     np.testing.assert_array_equal(result, filled)
