@@ -192,7 +192,7 @@ def with_brows(photo, hidden, known, crops, matrices, predictor):
         face = np.where(seen[..., None], photo[box], 0.0)  # as nothing of what is transparent may show
         added = symmetry.detail(face, photo, known, crop, matrix, start, predictor)
         added += compositing.harmonic(np.where(own[..., None], 0.0, -added), own, seen & ~own)
-        result[box][own] = utils.to_bytes(photo[box] + added)[own]
+        result[box] = utils.to_bytes(result[box] + added)
     return result
 
 
