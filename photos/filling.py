@@ -78,7 +78,7 @@ def into_photo(
         unsure = np.zeros_like(hidden)
         unsure[hidden] = ((inside < 1) | (near > 0))[:, 0]
         texture = copied(photo, unsure, known | (hidden & ~unsure), matrices, crops, at_once, check)
-        texture = with_brows(texture, hidden, known, crops, matrices, predictor)
+        texture = with_brows(texture, hidden, known, crops, matrices, predictor, check)
     photo[hidden] = utils.to_bytes(inside * filled + (1 - inside) * texture[hidden])
     weight = np.zeros((*hidden.shape, 1), np.float32)
     weight[hidden] = near
@@ -176,7 +176,7 @@ def copied(photo, hidden, known, matrices, crops, at_once=patchmatch.HOLE, check
     return patchmatch.fill(photo, hidden, known, at_once, check)
 
 
-def with_brows(photo, hidden, known, crops, matrices, predictor):
+def with_brows(photo, hidden, known, crops, matrices, predictor, check=lambda *_: None):
     """A filled photo, uint8 (H, W, C), where brows go on beyond the crops of faces whose other brow is seen.
 
     Where boolean (H, W) `hidden`, around the brows, it gets the detail of the face's other side, which fades to what is
@@ -191,7 +191,7 @@ def with_brows(photo, hidden, known, crops, matrices, predictor):
         start, own, seen = (box[1].start, box[0].start), own[box], (hidden | known)[box]
         face = np.where(seen[..., None], photo[box], 0.0)  # as nothing of what is transparent may show
         added = symmetry.detail(face, photo, known, crop, matrix, start, predictor)
-        added += compositing.harmonic(np.where(own[..., None], 0.0, -added), own, seen & ~own)
+        added += compositing.harmonic(np.where(own[..., None], 0.0, -added), own, seen & ~own, check=check)
         result[box] = utils.to_bytes(result[box] + added)
     return result
 
