@@ -7,7 +7,7 @@ from completion import compositing
 
 RADIUS = 3  # pixels around one that PatchMatch compares
 HOLE, WHOLE = 100000, 2**19  # pixels, hidden and all, up to which it works at the photo's own resolution
-LARGE, QUICK = 2**22, 20000  # pixels of a large photo, which is also to take but seconds, and hidden ones at once there
+LARGE, QUICK = 2**22, 20000  # pixels of what is large, and is to take but seconds, too, and hidden ones at once there
 SIDE, DIRECTIONS = 3, 8  # of patches: their pixels, and their principal components that are compared for detail
 
 

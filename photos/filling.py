@@ -23,7 +23,7 @@ GAIN = 1.08  # of the texture's detail near known pixels, as the mean of two sha
 ANGLES = np.linspace(0, 2 * np.pi, 64)
 HEAD = [0.5, 0.2] + [0.85, 1.15] * np.stack([np.cos(ANGLES), np.sin(ANGLES)], 1)
 BODY = np.array([[0.15, 0.95], [0.85, 0.95], [1.1, 1.3], [1.3, 1.7], [1.3, 5], [-0.3, 5], [-0.3, 1.7], [-0.1, 1.3]])
-BROWS = np.array([[0, -0.16], [1, -0.16], [1, 0.5], [0, 0.5]])
+BROWS = np.array([[0, -0.16], [1, -0.16], [1, 0.15], [0, 0.15]])
 
 
 def into_photo(
@@ -78,7 +78,7 @@ def into_photo(
         unsure = np.zeros_like(hidden)
         unsure[hidden] = ((inside < 1) | (near > 0))[:, 0]
         texture = copied(photo, unsure, known | (hidden & ~unsure), matrices, crops, at_once, check)
-        texture = with_brows(texture, hidden, known, crops, matrices, predictor, check)
+        texture = with_brows(texture, hidden, owners, part, result, all_known, crops, matrices, predictor, check)
     photo[hidden] = utils.to_bytes(inside * filled + (1 - inside) * texture[hidden])
     weight = np.zeros((*hidden.shape, 1), np.float32)
     weight[hidden] = near
@@ -176,22 +176,26 @@ def copied(photo, hidden, known, matrices, crops, at_once=patchmatch.HOLE, check
     return patchmatch.fill(photo, hidden, known, at_once, check)
 
 
-def with_brows(photo, hidden, known, crops, matrices, predictor, check=lambda *_: None):
-    """A filled photo, uint8 (H, W, C), where brows go on beyond the crops of faces whose other brow is seen.
+def with_brows(filled, hidden, owners, part, photo, known, crops, matrices, predictor, check=lambda *_: None):
+    """A filled part of a photo, uint8 (h, w, C), where brows go on above the crops of faces whose other brow is seen.
 
-    Where boolean (H, W) `hidden`, around the brows, it gets the detail of the face's other side, which fades to what is
-    around (`compositing.harmonic`). Without a predictor it stays as it is. For the rest see `symmetry.detail`.
+    Where that part is `hidden`, boolean (h, w), and no other face's (`owner_of_pixels`), it gets the detail of the
+    face's other side around the brows, which fades to what is around (`compositing.harmonic`). part: its slices in the
+    photo; matrices: (2, 3), from its pixels to those of the crops. Without a predictor it stays as it is. For the rest
+    see `symmetry.detail`.
     """
-    result = photo.copy()
-    for crop, matrix in zip(crops, matrices, strict=True) if predictor else ():
-        own = hidden & pixels_within(hidden.shape, [matrix], [crop], BROWS)
-        if not own.any():
+    result, corner = filled.copy(), (part[1].start, part[0].start)
+    seen = hidden | known[part]
+    for number, (crop, matrix) in enumerate(zip(crops, matrices, strict=True) if predictor else ()):
+        own = hidden & np.isin(owners, (-1, number)) & pixels_within(hidden.shape, [matrix], [crop], BROWS)
+        if not (own & (owners < 0)).any():
             continue
         box = surrounding(own, 1)
-        start, own, seen = (box[1].start, box[0].start), own[box], (hidden | known)[box]
-        face = np.where(seen[..., None], photo[box], 0.0)  # as nothing of what is transparent may show
-        added = symmetry.detail(face, photo, known, crop, matrix, start, predictor)
-        added += compositing.harmonic(np.where(own[..., None], 0.0, -added), own, seen & ~own, check=check)
+        start, own, rest = np.add(corner, (box[1].start, box[0].start)), own[box], seen[box]
+        face = compositing.harmonic(result[box].astype(np.float64), ~rest, rest, check=check)  # what is transparent
+        to_crop = matrix @ geometry.resize_matrix(1, np.negative(corner))
+        added = symmetry.detail(face, photo, known, crop, to_crop, start, predictor)
+        added += compositing.harmonic(np.where(own[..., None], 0.0, -added), own, rest & ~own, check=check)
         result[box] = utils.to_bytes(result[box] + added)
     return result
 

@@ -95,21 +95,45 @@ def test_the_other_side_is_not_trusted_where_it_is_much_smaller(monkeypatch):
     assert np.abs(symmetry.detail(*arguments, mean_face))[:, :15].mean() < 0.1 * trusted  # the nose is as it was
 
 
+def with_brow(photo, coarse, hidden, void=None, scale=1):
+    """`filling.with_brows` of the part of a photo around a hole that holds `coarse`, put into all of it."""
+    matrix = MATRIX[:2] @ geometry.resize_matrix(1 / scale)
+    crop = geometry.warp(np.uint8(coarse), matrix, SIZE)
+    known = ~hidden if void is None else ~(hidden | void)
+    result = np.where(hidden[..., None], np.uint8(coarse), photo)
+    part = filling.surrounding(hidden, 5)
+    matrix = matrix @ geometry.resize_matrix(1, (part[1].start, part[0].start))
+    owners = filling.owner_of_pixels(hidden[part], [matrix], [SIZE])
+    arguments = result[part], hidden[part], owners, part, photo, known, [crop], [matrix], mean_face
+    result[part] = filling.with_brows(*arguments)
+    return result
+
+
 def test_a_brow_goes_on_beyond_the_crop_as_the_other():
     photo, coarse, _ = symmetric_photo(3)
     hidden = np.zeros((240, 240), bool)
     hidden[60:100, 84:110] = True  # the crop begins at y = 80
-    crop = geometry.warp(np.uint8(coarse), MATRIX[:2], SIZE)
     filled = np.where(hidden[..., None], np.uint8(coarse), photo)
-    result = filling.with_brows(filled, hidden, ~hidden, [crop], [MATRIX[:2]], mean_face)
+    result = with_brow(photo, coarse, hidden)
     np.testing.assert_array_equal(result[~hidden], photo[~hidden])
     np.testing.assert_array_equal(result[60:66, 84:110], filled[60:66, 84:110])
     above = np.s_[70:80, 86:108]
     before, after = (np.abs(x.astype(float) - photo)[above].mean() for x in (filled, result))
     assert after < 0.4 * before
-    unread = filling.with_brows(filled, hidden, ~hidden, [crop], [MATRIX[:2]], None)
-    np.testing.assert_array_equal(unread, filled)
     both = hidden | hidden[:, ::-1]
-    filled = np.where(both[..., None], np.uint8(coarse), photo)
-    result = filling.with_brows(filled, both, ~both, [crop], [MATRIX[:2]], mean_face)
-    np.testing.assert_array_equal(result, filled)
+    np.testing.assert_array_equal(with_brow(photo, coarse, both), np.where(both[..., None], np.uint8(coarse), photo))
+    within = hidden & (np.indices((240, 240))[0] > 85)
+    filled = np.where(within[..., None], np.uint8(coarse), photo)
+    np.testing.assert_array_equal(with_brow(photo, coarse, within), filled)
+
+
+def test_what_is_transparent_beside_a_brow_leaves_no_trace():
+    photo, hidden = np.full((240, 240, 3), 200, np.uint8), np.zeros((240, 240), bool)
+    hidden[60:100, 84:110] = True
+    y, x = np.indices(hidden.shape)
+    void = (y - 60) + (x - 84) < 22
+    for value in (0, 255):
+        given = np.where(void[..., None], np.uint8(value), photo)
+        result = with_brow(given, photo.astype(float), hidden & ~void, void)
+        np.testing.assert_allclose(result[hidden & ~void], 200, atol=1)
+        np.testing.assert_array_equal(result[void], value)
