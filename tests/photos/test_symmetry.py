@@ -95,14 +95,13 @@ def test_the_other_side_is_not_trusted_where_it_is_much_smaller(monkeypatch):
     assert np.abs(symmetry.detail(*arguments, mean_face))[:, :15].mean() < 0.1 * trusted  # the nose is as it was
 
 
-def with_brow(photo, coarse, hidden, void=None, scale=1):
+def with_brow(photo, coarse, hidden, void=None):
     """`filling.with_brows` of the part of a photo around a hole that holds `coarse`, put into all of it."""
-    matrix = MATRIX[:2] @ geometry.resize_matrix(1 / scale)
-    crop = geometry.warp(np.uint8(coarse), matrix, SIZE)
+    crop = geometry.warp(np.uint8(coarse), MATRIX[:2], SIZE)
     known = ~hidden if void is None else ~(hidden | void)
     result = np.where(hidden[..., None], np.uint8(coarse), photo)
     part = filling.surrounding(hidden, 5)
-    matrix = matrix @ geometry.resize_matrix(1, (part[1].start, part[0].start))
+    matrix = MATRIX[:2] @ geometry.resize_matrix(1, (part[1].start, part[0].start))
     owners = filling.owner_of_pixels(hidden[part], [matrix], [SIZE])
     arguments = result[part], hidden[part], owners, part, photo, known, [crop], [matrix], mean_face
     result[part] = filling.with_brows(*arguments)
