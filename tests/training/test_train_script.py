@@ -118,7 +118,7 @@ def determinism_ends():
 
 def test_deterministic_runs_end_bitwise_identical(trained, tmp_path, determinism_ends):
     flags = ["--dataset", trained / "images", *TINY_FLAGS, "--ema", 0.9, "--flip", "--deterministic"]
-    flags += ["--eval_every", 2]
+    flags += ["--eval_every", 4]
     for name, epochs in (("whole", [4]), ("parts", [3, 4])):
         for epoch in epochs:
             run("train-dcgan.py", *flags, "--epoch", epoch, "--checkpoint_dir", name, cwd=tmp_path)
