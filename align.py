@@ -57,11 +57,6 @@ def align(args):
     alignment.align_photos(args.inputs, args.output, settings)
 
 
-def main():
-    """Run the script; returns its exit status."""
-    parser, args = parse_args()
-    return parser.run(align, args)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    parser, args = parse_args()
+    sys.exit(parser.run(align, args))

@@ -141,10 +141,6 @@ def complete(args):
     print(*summary, sep="\n")
 
 
-def main():
-    parser, args = parse_args()
-    return parser.run(complete, args)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    parser, args = parse_args()
+    sys.exit(parser.run(complete, args))

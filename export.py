@@ -92,10 +92,6 @@ def write_weights(folder, dcgan, encoder, refiner, source):
     return parts
 
 
-def main():
-    parser, args = parse_args()
-    return parser.run(export, args)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    parser, args = parse_args()
+    sys.exit(parser.run(export, args))

@@ -71,11 +71,6 @@ def serve(args):
         os._exit(130)  # threads that still load or search have nothing to save
 
 
-def main():
-    """Run the script; returns its exit status."""
-    parser, args = parse_args()
-    return parser.run(serve, args)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    parser, args = parse_args()
+    sys.exit(parser.run(serve, args))

@@ -99,10 +99,6 @@ def draw_arithmetic(images, groups, means, results):
     return np.asarray(picture)
 
 
-def main():
-    parser, args = parse_args()
-    return parser.run(sample, args)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    parser, args = parse_args()
+    sys.exit(parser.run(sample, args))

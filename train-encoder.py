@@ -95,10 +95,6 @@ def learn_covariance(directory, images):
     print(f"covariance: {len(covariance.variances)} components, in {path}")
 
 
-def main():
-    parser, args = parse_args()
-    return parser.run(train, args)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    parser, args = parse_args()
+    sys.exit(parser.run(train, args))

@@ -67,10 +67,6 @@ def train(args):
         return RefinerRun(refiner, images, held_out, name, team=team, **options).finish()
 
 
-def main():
-    parser, args = parse_args()
-    return parser.run(train, args)
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    parser, args = parse_args()
+    sys.exit(parser.run(train, args))

@@ -88,7 +88,8 @@ def replace(draft, path, real=os.replace, crops=[]):
     real(draft, path)
 
 os.replace = replace
-sys.exit(align.main())
+parser, args = align.parse_args()
+sys.exit(parser.run(align.align, args))
 """
 
 
