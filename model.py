@@ -134,13 +134,9 @@ class DCGAN:
     # training
 
     def make_optimizers(self, learning_rate, beta1):
-        """Adam for the discriminator and for the generator, a dict, ready to be restored from a checkpoint."""
-        optimizers = {}
-        with self.strategy.scope():
-            for name, network in (("d_optimizer", self.discriminator), ("g_optimizer", self.generator)):
-                optimizers[name] = ops.adam(learning_rate, beta1, scale_loss=self.precision == "mixed_float16")
-                optimizers[name].build(network.trainable_variables)  # its slots are there before they are restored
-        return optimizers
+        """Adam for the discriminator and for the generator, see `ops.optimizers`."""
+        networks = {"d_optimizer": self.discriminator, "g_optimizer": self.generator}
+        return ops.optimizers(networks, learning_rate, beta1, self.precision, self.strategy)
 
     def train_step(self, images, z, step, d_optimizer, g_optimizer):
         """One step, number `step` from 0, on a batch of which each replica takes its share.

@@ -166,10 +166,18 @@ class LossScaleOptimizer(keras.optimizers.LossScaleOptimizer):
         return tf.distribute.get_replica_context().all_reduce("SUM", overflows) == 0
 
 
-def adam(learning_rate, beta1, scale_loss=False):
-    """Adam with the epsilon of TensorFlow 1; `scale_loss` keeps small gradients from vanishing in float16."""
-    optimizer = Adam(learning_rate, beta_1=beta1, epsilon=1e-8)
-    return LossScaleOptimizer(optimizer) if scale_loss else optimizer
+def optimizers(networks, learning_rate, beta1, precision, strategy):
+    """Adam, with the epsilon of TensorFlow 1, for each of some networks, dicts by name.
+
+    In "mixed_float16" it scales the loss, which keeps small gradients from vanishing.
+    """
+    made = {}
+    with strategy.scope():
+        for name, network in networks.items():
+            optimizer = Adam(learning_rate, beta_1=beta1, epsilon=1e-8)
+            made[name] = LossScaleOptimizer(optimizer) if precision == "mixed_float16" else optimizer
+            made[name].build(network.trainable_variables)  # its slots are there before they are restored
+    return made
 
 
 def update(optimizer, network, tape, loss):

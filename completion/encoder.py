@@ -56,11 +56,8 @@ class Encoder:
         return tf.reduce_mean(tf.abs(drawn - images), [1, 2, 3]), ops.hole_error(drawn, images, masks)
 
     def make_optimizers(self, learning_rate, beta1):
-        """Adam for the network, in a dict, ready to be restored from a checkpoint."""
-        with self.strategy.scope():
-            optimizer = ops.adam(learning_rate, beta1, scale_loss=self.precision == "mixed_float16")
-            optimizer.build(self.network.trainable_variables)
-        return {"e_optimizer": optimizer}
+        """Adam for the network, see `ops.optimizers`."""
+        return ops.optimizers({"e_optimizer": self.network}, learning_rate, beta1, self.precision, self.strategy)
 
     def train_step(self, images, masked, masks, step, e_optimizer):
         """One step on a batch of which each replica takes its share; returns the scalars e_loss and its two parts."""

@@ -101,13 +101,9 @@ class Refiner:
         return np.clip(self.draw(self.average, *parts), -1, 1)
 
     def make_optimizers(self, learning_rate, beta1):
-        """Adam for the refiner and for the discriminator, in a dict, ready to be restored from a checkpoint."""
-        optimizers = {}
-        with self.strategy.scope():
-            for name, network in (("r_optimizer", self.network), ("d_optimizer", self.discriminator)):
-                optimizers[name] = ops.adam(learning_rate, beta1, scale_loss=self.precision == "mixed_float16")
-                optimizers[name].build(network.trainable_variables)
-        return optimizers
+        """Adam for the refiner and for the discriminator, see `ops.optimizers`."""
+        networks = {"r_optimizer": self.network, "d_optimizer": self.discriminator}
+        return ops.optimizers(networks, learning_rate, beta1, self.precision, self.strategy)
 
     def train_step(self, images, completed, masks, step, r_optimizer, d_optimizer):
         """One step, number `step` from 0, on a batch of which each replica takes its share; returns scalars."""
