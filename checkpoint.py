@@ -85,6 +85,26 @@ def read_part_config(folder, architecture, script):
     return config
 
 
+def read_parts(folder, dcgan, script, make, names=("step",)):
+    """Yield what `script` learned for a model into a folder, at full precision, and its numbers of those `names`.
+
+    First comes the best that a run has measured, then an exported one. `make` builds one of a precision, without its
+    weights. One that cannot be read is reported on standard error.
+    """
+    for place in filter(find, (folder / "best", folder)):
+        try:
+            precision = read_part_config(place, dcgan.architecture, script)["weights"]
+            if place == folder and precision == "float32":  # a run that has not measured it yet
+                continue
+            part = make(precision)
+            numbers = restore(place, part.networks, names)
+        except cli.UserError as error:
+            print(f"skipped {error}", file=sys.stderr)
+            continue
+        part.step = numbers["step"]
+        yield part if precision == "float32" else part.converted("float32"), numbers
+
+
 def find(directory):
     """The checkpoints in a directory, as TensorFlow names them (".../ckpt-STEP"), the newest first."""
     found = [path.with_suffix("") for path in Path(directory).glob("ckpt-*.index") if path.is_file()]

@@ -8,10 +8,8 @@ It learns from whole faces what no search can know: what usually lies under a ho
 Guided GAN Based Semantic Inpainting"). The generator is not changed.
 """
 
-import sys
+import functools
 from pathlib import Path
-
-import cli
 
 import keras
 import numpy as np
@@ -84,23 +82,13 @@ class Encoder:
     def load(cls, directory, dcgan):
         """The encoder beside the model in a directory, or None; and whether there is one, but of other generators.
 
-        It is the best that a run has measured, or an exported one. One that cannot be read is reported on standard
-        error.
+        See `checkpoint.read_parts`.
         """
-        folder, fingerprint, outdated = Path(directory) / checkpoint.ENCODER, dcgan.fingerprint(), False
-        for place in filter(checkpoint.find, (folder / "best", folder)):
-            try:
-                precision = checkpoint.read_part_config(place, dcgan.architecture, "train-encoder.py")["weights"]
-                if place == folder and precision == "float32":  # a run that has not measured it yet
-                    continue
-                encoder = cls(dcgan, precision)
-                numbers = checkpoint.restore(place, encoder.networks, ("step", "fingerprint"))
-            except cli.UserError as error:
-                print(f"skipped {error}", file=sys.stderr)
-                continue
-            encoder.step = numbers["step"]
-            if numbers["fingerprint"] == fingerprint:
-                return encoder if precision == "float32" else encoder.converted("float32"), False
+        folder, make, outdated = Path(directory) / checkpoint.ENCODER, functools.partial(cls, dcgan), False
+        found = checkpoint.read_parts(folder, dcgan, "train-encoder.py", make, ("step", "fingerprint"))
+        for encoder, numbers in found:
+            if numbers["fingerprint"] == dcgan.fingerprint():
+                return encoder, False
             outdated = True
         return None, outdated
 

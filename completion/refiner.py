@@ -9,11 +9,9 @@ patch discriminator judges what it draws in the hole (after Yu et al. 2019, "Fre
 Convolution").
 """
 
+import functools
 import itertools
-import sys
 from pathlib import Path
-
-import cli
 
 import keras
 import numpy as np
@@ -134,25 +132,10 @@ class Refiner:
 
     @classmethod
     def load(cls, directory, dcgan):
-        """The refiner beside the model in a directory, or None; one that cannot be read is reported on standard error.
-
-        It is the best that a run has measured, or an exported one.
-        """
-        folder = Path(directory) / checkpoint.REFINER
-        for place in filter(checkpoint.find, (folder / "best", folder)):
-            try:
-                precision = checkpoint.read_part_config(place, dcgan.architecture, "train-refiner.py")["weights"]
-                if place == folder and precision == "float32":  # a run that has not measured it yet
-                    continue
-                stored = cls(dcgan, precision, trains=False)
-                step = checkpoint.restore(place, stored.networks)["step"]
-            except cli.UserError as error:
-                print(f"skipped {error}", file=sys.stderr)
-                continue
-            refiner = stored if precision == "float32" else stored.converted("float32")
-            refiner.step = step
-            return refiner
-        return None
+        """The refiner beside the model in a directory, or None; see `checkpoint.read_parts`."""
+        folder, make = Path(directory) / checkpoint.REFINER, functools.partial(cls, dcgan, trains=False)
+        found = checkpoint.read_parts(folder, dcgan, "train-refiner.py", make)
+        return next((refiner for refiner, _ in found), None)
 
     def converted(self, precision):
         """The same refiner at another precision, to draw with."""
