@@ -47,18 +47,14 @@ def fit(blocks, components=COMPONENTS):
     At most half as many components as images are taken: what a few images say of more would be chance. Randomized
     subspace iteration (Halko et al. 2011, algorithm 4.4): no matrix of D x D is made.
     """
-    count, squares, total, shift, basis, product = 0, 0.0, 0.0, None, None, None
+    count, squares, total, product, basis = 0, 0.0, 0.0, 0.0, None
     for k in range(PASSES):
         if k:
             basis, product = scipy.linalg.qr(product, mode="economic", overwrite_a=True)[0], 0.0
         for images in blocks():
             x = images.reshape(len(images), -1)
             if basis is None:
-                components, shift, product = (
-                    min(components, x.shape[1]),
-                    x.mean(0),
-                    0.0,
-                )  # the shift keeps rounding small
+                components, shift = min(components, x.shape[1]), x.mean(0)  # the shift keeps rounding small
                 size = x.shape[1], min(components + 64, x.shape[1])
                 basis = np.random.default_rng(0).standard_normal(size, np.float32)
             x = x - shift
