@@ -69,7 +69,7 @@ class Completer:
         detail, refiner = DETAIL if detail is None else detail, Refiner.load(directory, dcgan) if photos else None
         return cls(dcgan, encoder, faces, blending, detail, seed, settings, refiner)
 
-    def complete(self, images, holes, sample=0, progress=None, numbers=None, near=None):
+    def complete(self, images, holes, sample=0, progress=lambda done, total: None, numbers=None, near=None):
         """Fill the holes of images; yields a `search.Completion` on the way, the last with the blended `result`.
 
         images: (N, H, W, C) in [-1, 1]; what lies under a hole is never used. holes: `masks.Holes`. sample: each
@@ -81,8 +81,7 @@ class Completer:
         if start is not None and (sample or near is not None):
             start = search.near(start, seed, numbers)
         options = dict(weights=holes.weights, pool=holes.pool, start=start, seed=seed, **self.settings)
-        options |= {"progress": progress} if progress else {}
-        for state in search.complete(self.dcgan, images, holes.masks, numbers, **options):
+        for state in search.complete(self.dcgan, images, holes.masks, numbers, progress=progress, **options):
             if state.iteration < state.iterations:
                 yield state
         yield state._replace(result=self.blend(images, state.generated, holes))

@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 import ops
-from completion import settings as defined
+from completion.settings import SEARCH
 
 CANDIDATES_AT_ONCE = 64
 ITERATIONS, ITERATIONS_FROM_ENCODER = 200, 20  # by default
@@ -33,7 +33,7 @@ class Completion(NamedTuple):
     iteration: int
     z: np.ndarray  # (N, z_dim)
     generated: np.ndarray  # G(z), images
-    completed: np.ndarray  # M*y + (1-M)*G(z), images
+    completed: np.ndarray  # M*y + (1-M)*G(z), images (Amos 2016, step 3)
     contextual: np.ndarray  # (N,)
     perceptual: np.ndarray  # (N,)
     total: np.ndarray  # (N,), contextual + lam * perceptual + prior * |z - initial z|^2
@@ -72,7 +72,7 @@ def complete(
     numbers = range(len(images)) if numbers is None else numbers
     images, masks = (tf.convert_to_tensor(x, tf.float32) for x in (images, masks))
     weights = masks if weights is None else tf.convert_to_tensor(weights, tf.float32)
-    given = defined.defaults() | settings
+    given = {name: default for name, (_, _, default, _) in SEARCH.items()} | settings
     rule, iterations, interval, candidates = (
         given.pop(k) for k in ("approach", "iterations", "interval", "candidates")
     )
@@ -118,7 +118,7 @@ def descend(dcgan, problem, masks, rule, best, slots, given, iterations, interva
         current = loss(z, problem).total
         best = better(best, z, current)
         found = loss(best[0], problem)
-        completed = composite(problem.images, masks, found.generated)
+        completed = tf.where(masks > 0, problem.images, found.generated)
         state = best[0], found.generated, completed, found.contextual, found.perceptual, best[1], current
         yield Completion(done, *(x.numpy() for x in state), iterations)
         if done == iterations:
@@ -276,8 +276,3 @@ RULES = {
     "adam": Rule(adam, lambda z, seeds: (tf.zeros_like(z), tf.zeros_like(z)), 20),
     "hmc": Rule(hmc, lambda z, seeds: (seeds,), 1),
 }
-
-
-def composite(images, masks, generated):
-    """What is known from the images, the rest as generated: M*y + (1-M)*G(z) (Amos 2016, step 3)."""
-    return tf.where(masks > 0, images, generated)

@@ -20,8 +20,3 @@ SEARCH = {
     "interval": ("outInterval", _count, None, "iterations between pictures (a quarter, 20 at most)"),
 }
 DETAIL = 0.75  # how much of what G drew beyond the most probable face is kept
-
-
-def defaults():
-    """The default of each setting of the search."""
-    return {name: default for name, (_, _, default, _) in SEARCH.items()}
