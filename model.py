@@ -57,25 +57,21 @@ class DCGAN:
 
     # the two networks; the shapes beside their layers are those of 64 pixels and the default dimensions
 
-    def channels(self, dim):
-        """The channels at spatial sizes 4, 8, ... image_size / 2: dim at the widest, doubling up to 8 dim."""
-        return checkpoint.channels(self.image_size, dim)
-
     def build_generator(self, gf_dim):
         """z (N, z_dim) -> images (Radford et al. 2016, figure 1)."""
-        first, *others = self.channels(gf_dim)
+        first, *others = checkpoint.channels(self.image_size, gf_dim)
         layers = [keras.Input((self.z_dim,))]  # 100
         layers += [ops.linear(4 * 4 * first, "g_h0_lin"), keras.layers.Reshape((4, 4, first))]  # 4 x 4 x 512
-        layers += [ops.batch_norm("g_bn0"), ops.relu()]
+        layers += [ops.batch_norm("g_bn0"), keras.layers.ReLU()]
         for i, filters in enumerate(others, start=1):  # 8 x 8 x 256, 16 x 16 x 128, 32 x 32 x 64
-            layers += [ops.conv2d_transpose(filters, f"g_h{i}"), ops.batch_norm(f"g_bn{i}"), ops.relu()]
+            layers += [ops.conv2d_transpose(filters, f"g_h{i}"), ops.batch_norm(f"g_bn{i}"), keras.layers.ReLU()]
         layers += [ops.conv2d_transpose(self.c_dim, f"g_h{len(others) + 1}"), ops.tanh()]  # 64 x 64 x 3
         return keras.Sequential(layers, name="generator")
 
     def build_discriminator(self, df_dim):
         """Images -> logits (N, 1); their sigmoid is the probability that an image is real."""
         layers = [keras.Input((self.image_size, self.image_size, self.c_dim))]  # 64 x 64 x 3
-        for i, filters in enumerate(reversed(self.channels(df_dim))):
+        for i, filters in enumerate(reversed(checkpoint.channels(self.image_size, df_dim))):
             layers += [ops.conv2d(filters, f"d_h{i}_conv")]  # 32 x 32 x 64, 16 x 16 x 128, 8 x 8 x 256, 4 x 4 x 512
             layers += [ops.batch_norm(f"d_bn{i}")] if i else []
             layers += [ops.lrelu()]

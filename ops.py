@@ -105,11 +105,6 @@ def batch_norm(name):
     return BatchNormalization(momentum=0.9, epsilon=1e-5, name=name)
 
 
-def relu():
-    """max(x, 0)."""
-    return keras.layers.ReLU()
-
-
 def tanh():
     """tanh(x), in float32 whatever x is."""
     return keras.layers.Activation("tanh", dtype="float32")

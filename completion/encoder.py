@@ -39,7 +39,7 @@ class Encoder:
         The discriminator's convolutions, then two linear layers.
         """
         layers = [keras.Input((self.dcgan.image_size, self.dcgan.image_size, self.dcgan.c_dim + 1))]  # 64 x 64 x 4
-        for i, filters in enumerate(reversed(self.dcgan.channels(dim))):
+        for i, filters in enumerate(reversed(checkpoint.channels(self.dcgan.image_size, dim))):
             layers += [ops.conv2d(filters, f"e_h{i}_conv")]  # 32 x 32 x 64, 16 x 16 x 128, 8 x 8 x 256, 4 x 4 x 512
             layers += [ops.batch_norm(f"e_bn{i}")] if i else []
             layers += [ops.lrelu()]

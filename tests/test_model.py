@@ -7,6 +7,7 @@ import tensorflow as tf
 from conftest import RNG, center_hole, changed, compiled_step, images, values, zs
 from scipy.special import expit, log_expit
 
+import checkpoint
 import ops
 from model import DCGAN
 
@@ -33,7 +34,7 @@ def test_parameter_counts_of_the_reference():
 def test_shapes_at_every_size(size, channels, c_dim):
     dcgan = DCGAN(image_size=size, c_dim=c_dim, z_dim=5, gf_dim=3, df_dim=3)
     channels = [3 * c for c in channels]
-    assert dcgan.channels(3) == channels
+    assert checkpoint.channels(size, 3) == channels
     generated = dcgan.generator(zs(2), training=False)
     assert generated.shape == (2, size, size, c_dim)
     assert dcgan.discriminator(generated, training=False).shape == (2, 1)
