@@ -232,7 +232,8 @@ def checked(name, value, settings):
 
 def write_config(directory, config):
     """Write config.json; raises UserError, naming it, if that fails."""
-    utils.write_json(Path(directory) / "config.json", config)
+    with utils.atomic_write(Path(directory) / "config.json", "x") as file:
+        file.write(json.dumps(config, indent=2) + "\n")
 
 
 def make_state(networks, numbers, optimizers):

@@ -5,7 +5,6 @@ import contextlib
 import fcntl
 import glob
 import itertools
-import json
 import math
 import os
 import re
@@ -291,12 +290,6 @@ def write_film(path, frames):
     film = iio.imwrite("<bytes>", frames, extension=".gif", duration=durations, loop=0)
     with atomic_write(path) as file:
         file.write(film)
-
-
-def write_json(path, content):
-    """Write a JSON file; raises UserError, naming it, if that fails."""
-    with atomic_write(path, "x") as file:
-        file.write(json.dumps(content, indent=2) + "\n")
 
 
 def write_arrays(path, arrays):

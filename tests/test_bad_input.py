@@ -37,7 +37,7 @@ def home(tmp_path):
     utils.write_image(tmp_path / "images/0.png", NOISE)
     for name in ("file", "model/ckpt-1.index", "full/file"):
         (tmp_path / name).touch()
-    utils.write_json(tmp_path / "model/config.json", {"architecture": {**TINY, "ema": 0.9}})
+    checkpoint.write_config(tmp_path / "model", {"architecture": {**TINY, "ema": 0.9}})
     (tmp_path / "loop").symlink_to("loop")
     return tmp_path
 

@@ -265,7 +265,7 @@ def settings(tmp_path, monkeypatch):
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours/ckpt-3.index").touch()
     (tmp_path / "ours/DCGAN.model-9.index").touch()  # ours go first
-    utils.write_json(tmp_path / "ours/config.json", dict(architecture=architecture, training=training))
+    checkpoint.write_config(tmp_path / "ours", dict(architecture=architecture, training=training))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "quiet_tensorflow", contextlib.nullcontext)  # it would tell later scripts to be loud
     script = runpy.run_path(str(ROOT / "train-dcgan.py"))
