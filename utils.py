@@ -176,13 +176,11 @@ def block_means(images, side):
 def image_grid(images, columns=8):
     """Tile float images (N, H, W, C) in [-1, 1] row by row into one uint8 picture; places left over are black."""
     images = to_uint8(images)
-    count, *shape = images.shape
+    count, height, width, channels = images.shape
     columns = min(columns, count)
-    rows = -(-count // columns)
-    cells = np.zeros((rows * columns, *shape), np.uint8)
-    cells[:count] = images
-    bands = cells.reshape(rows, columns, *shape).swapaxes(1, 2)  # (rows, height, columns, width, channels)
-    return bands.reshape(rows * shape[0], columns * shape[1], shape[2])
+    cells = np.pad(images, [(0, -count % columns)] + [(0, 0)] * 3)
+    bands = cells.reshape(-1, columns, height, width, channels).swapaxes(1, 2)
+    return bands.reshape(-1, columns * width, channels)
 
 
 def labelled_rows(views, columns=16):

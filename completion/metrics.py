@@ -45,10 +45,9 @@ def sharpness(image, truth, where):
     """
     image, truth = (x @ GREY if x.shape[-1] == 3 else x[..., 0].astype(float) for x in (image, truth))
     total = np.zeros(2)
-    for axis in (0, 1):
-        inside = np.diff(where.astype(int), axis=axis) == 0
-        inside &= where[1:] if axis == 0 else where[:, 1:]
-        total += [np.abs(np.diff(x, axis=axis))[inside].sum() for x in (image, truth)]
+    for p, q in ((np.s_[:-1], np.s_[1:]), (np.s_[:, :-1], np.s_[:, 1:])):
+        inside = where[p] & where[q]
+        total += [np.abs(x[q] - x[p])[inside].sum() for x in (image, truth)]
     return float(total[0] / total[1]) if total[1] else float("nan")
 
 
