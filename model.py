@@ -70,7 +70,7 @@ class DCGAN:
 
     def build_discriminator(self, df_dim):
         """Images -> logits (N, 1); their sigmoid is the probability that an image is real."""
-        layers = [keras.Input((self.image_size, self.image_size, self.c_dim))]  # 64 x 64 x 3
+        layers = [keras.Input(self.image_shape)]  # 64 x 64 x 3
         for i, filters in enumerate(reversed(checkpoint.channels(self.image_size, df_dim))):
             layers += [ops.conv2d(filters, f"d_h{i}_conv")]  # 32 x 32 x 64, 16 x 16 x 128, 8 x 8 x 256, 4 x 4 x 512
             layers += [ops.batch_norm(f"d_bn{i}")] if i else []

@@ -48,8 +48,7 @@ def train(args):
         name = f"{utils.folder_name(args.checkpointDir)}-refiner"
         if not checkpoint.find(folder):
             utils.check_samples(args.sample_dir, name)
-        faces = args.dataset, completer, folder / "completed", seed, args.train_size, args.cache_mb
-        images = CompletedFaces(*faces)
+        images = CompletedFaces(args.dataset, completer, folder / "completed", seed, args.train_size, args.cache_mb)
         if len(images) < 2:
             raise cli.UserError(f"--dataset {args.dataset}: holds one image; a refiner learns from thousands")
         held_out = images.hold_out(min(HELD_OUT, max(1, len(images) // 10)), seed)

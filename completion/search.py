@@ -73,9 +73,7 @@ def complete(
     images, masks = (tf.convert_to_tensor(x, tf.float32) for x in (images, masks))
     weights = masks if weights is None else tf.convert_to_tensor(weights, tf.float32)
     given = {name: default for name, (_, _, default, _) in SEARCH.items()} | settings
-    rule, iterations, interval, candidates = (
-        given.pop(k) for k in ("approach", "iterations", "interval", "candidates")
-    )
+    rule, iterations, interval, candidates = map(given.pop, ("approach", "iterations", "interval", "candidates"))
     if iterations is None:
         iterations = ITERATIONS if start is None else ITERATIONS_FROM_ENCODER
     interval = interval or max(1, min(20, iterations // 4))
