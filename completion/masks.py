@@ -97,18 +97,14 @@ def known_after_resize(hidden, size):
     return (np.asarray(share) == 0).astype(np.float32)[..., None]
 
 
-def read_hidden(path, tell=False):
+def read_hidden(path, tell=False, image=None):
     """What a mask image hides, where it is white (128 and above): boolean (H, W).
 
     It is what is transparent instead where nothing is white, or where the rest shows a photo: its damage was erased.
-    That is reported if it is to `tell`.
+    That is reported if it is to `tell`. image: the Pillow image in it, where it is decoded already.
     Raises UserError if it is no mask.
     """
-    return hidden_in(utils.open_image(path), path, tell)
-
-
-def hidden_in(image, path, tell=False):
-    """What the mask that is a Pillow image hides, see `read_hidden`; path: what messages call it."""
+    image = image or utils.open_image(path)
     try:
         grey = np.asarray(utils.flatten(image, "black").convert("L"))
     except ValueError as error:  # of rare modes such as LAB
@@ -218,10 +214,10 @@ def missing(image):
 def hidden_by(path, shape, image=None):
     """What the mask image `path` hides of a photo of `shape`, boolean (H, W).
 
-    image: the Pillow image in it, where it is decoded already.
+    image: see `read_hidden`.
     Raises UserError if it is of another size, or no mask, or hides nothing, or most.
     """
-    white = hidden_in(image, path) if image else read_hidden(path, tell=True)
+    white = read_hidden(path, tell=not image, image=image)
     if white.shape != shape:
         sizes = ["x".join(map(str, each[::-1])) for each in (white.shape, shape)]
         raise cli.UserError(f"{path}: a mask of {sizes[0]} pixels, for a photo of {sizes[1]}; make it as large")
@@ -297,9 +293,7 @@ class Holes(NamedTuple):
 
     def show(self, images):
         """What is known of images (N, size, size, C), as pictures: all but the hole, in grey; or all, or means."""
-        if self.kind == "full":
-            return images
-        return pixelate(images) if self.kind == "lowres" else images * self.masks
+        return self.masked(images)[0]
 
 
 def holes(kind, masks, window=None):
