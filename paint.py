@@ -19,7 +19,7 @@ import uvicorn
 import checkpoint
 from web import app, security
 
-LOCAL = ["127.0.0.1", "localhost", "::1"]
+LOCAL = ["127.0.0.1", "localhost", "[::1]"]  # as in a link
 
 
 class Server(uvicorn.Server):
@@ -50,12 +50,11 @@ def serve(args):
     except OSError as error:
         raise cli.UserError(f"--host {args.host} --port {args.port}: {error.strerror}; choose another") from error
     port = listening.getsockname()[1]
-    local = args.host in LOCAL
+    host = f"[{args.host}]" if ":" in args.host else args.host
+    local = host in LOCAL
     token = None if local else secrets.token_urlsafe(24)
-    names = ["127.0.0.1", "localhost", "[::1]"]
-    hosts = [f"{name}:{port}" for name in names] + (names if port == 80 else []) if local else None
-    name = socket.gethostname() if args.host in ("0.0.0.0", "::") else args.host
-    name = f"[{name}]" if ":" in name else name
+    hosts = [f"{name}:{port}" for name in LOCAL] + (LOCAL if port == 80 else []) if local else None
+    name = socket.gethostname() if args.host in ("0.0.0.0", "::") else host
     site = app.Site(directory)
     asgi = app.make_app(site, hosts, token, f"paint-{port}")
     link = f"http://{name}:{port}/{f'?token={token}' if token else ''}"
