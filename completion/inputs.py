@@ -51,7 +51,7 @@ def prepare(pictures, size, channels, args):
     that get no hole from their transparency are reported. Raises UserError if no image is left, or if some are
     transparent and others not, or if a mask gives no hole.
     """
-    paths, sizes, pixels, alphas = [], [], [], []
+    found = []
     chosen = args.maskType or (args.mask or args.maskDir) and "mask"
     for path, image in pictures:
         alpha = masks.transparent(image, size)
@@ -61,15 +61,13 @@ def prepare(pictures, size, channels, args):
             except cli.UserError as error:
                 print(f"skipped {error}", file=sys.stderr)
                 continue
-        paths.append(path)
-        pixels.append(utils.as_pixels(image, size, channels))
-        alphas.append(alpha)
-        sizes.append(image.size)
-    if not paths:
+        found.append((path, image.size, utils.as_pixels(image, size, channels), alpha))
+    if not found:
         first = f"{args.imgs[0]}{' ...' if args.imgs[1:] else ''}"
         empty = len(args.imgs) == 1 and Path(first).is_dir() and not utils.find_images(first)
         why = f"it {utils.NO_IMAGES}" if empty else "see above"
         raise cli.UserError(f"IMAGE {first}: no image to complete; {why}")
+    paths, sizes, pixels, alphas = map(list, zip(*found, strict=True))
     kind = chosen or default_kind(alphas)
     made = alphas if kind == "alpha" else make_masks(args, kind, paths, [min(pair) for pair in sizes], size)
     holes = masks.holes(kind, made, args.window if args.weighting == "neighbours" else None)
