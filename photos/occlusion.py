@@ -35,15 +35,7 @@ def fillings(pixels, hidden):
     Yields (filling, copy): the hole is inpainted, grey, or the mirrored image of what is beside it, to the left and to
     the right. What lies under it is ignored.
     """
-    import cv2
-
-    shrink = min(1, INPAINTED / max(hidden.shape))
-    size = [max(1, round(side * shrink)) for side in hidden.shape[::-1]]
-    shares, sums = (
-        cv2.resize(values.astype(np.float32), size, interpolation=cv2.INTER_AREA)
-        for values in (~hidden, pixels * ~hidden[..., None])
-    )
-    inpainted = inpaint(shares, sums, hidden.shape)
+    inpainted = inpaint(pixels, hidden)
     yield "inpainted", np.where(hidden[..., None], inpainted, pixels)
     yield "grey", np.where(hidden[..., None], np.uint8(128), pixels)
     columns = np.flatnonzero(hidden.any(0))
@@ -55,16 +47,19 @@ def fillings(pixels, hidden):
         yield "mirrored", np.where(hidden[..., None], mirrored, pixels)
 
 
-def inpaint(shares, sums, shape):
-    """A reduced photo inpainted after Telea where most of a pixel is hidden, and enlarged to `shape` (H, W): uint8.
-
-    shares: (h, w), how much of each of its pixels is known; sums: (h, w, C), the means with zeros where hidden.
-    """
+def inpaint(pixels, hidden):
+    """uint8 RGB (H, W, 3), reduced, inpainted after Telea where most of a pixel is `hidden`, and enlarged again."""
     import cv2
 
+    shrink = min(1, INPAINTED / max(hidden.shape))
+    size = [max(1, round(side * shrink)) for side in hidden.shape[::-1]]
+    shares, sums = (
+        cv2.resize(values.astype(np.float32), size, interpolation=cv2.INTER_AREA)
+        for values in (~hidden, pixels * ~hidden[..., None])
+    )
     small = utils.to_bytes(sums / np.maximum(shares, 1e-6)[..., None])
     filled = cv2.inpaint(small, (shares < 0.5).astype(np.uint8), 3, cv2.INPAINT_TELEA)
-    return cv2.resize(filled, shape[::-1], interpolation=cv2.INTER_LINEAR).reshape(*shape, -1)
+    return cv2.resize(filled, hidden.shape[::-1], interpolation=cv2.INTER_LINEAR)
 
 
 def iou(one, other):
