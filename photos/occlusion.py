@@ -96,13 +96,13 @@ def find_faces_under(pixels, hidden, detector, faces="largest", upsample=1, hole
     """
 
     def detect(filling, photo):
-        pairs = []
+        found = []
         for times in range(upsample + 1) if faces == "largest" else [upsample]:
             boxes, scores, _ = detector.frontal.run(photo, times, MIN_SCORE)
-            pairs += [(score, Detection(filling, photo, box, score)) for box, score in zip(boxes, scores, strict=True)]
+            found += [Detection(filling, photo, box, score) for box, score in zip(boxes, scores, strict=True)]
             if any(score >= 0 for score in scores):
                 break
-        return [(score, one) for score, one in pairs if visible(hidden, one) > MIN_VISIBLE]
+        return [one for one in found if visible(hidden, one) > MIN_VISIBLE]
 
     hole = hidden if hole is None else hole
 
@@ -115,19 +115,19 @@ def find_faces_under(pixels, hidden, detector, faces="largest", upsample=1, hole
 
     detected, found = [detect(*filling) for filling in fillings(pixels, hidden)], []
     for several in detected[:2], detected[2:]:
-        for score, one in sorted(itertools.chain(*several), key=lambda pair: -pair[0]):
-            if score >= 0 and all(iou(one.box, other.box) < IOU_THRESHOLD for other in found):
+        for one in sorted(itertools.chain(*several), key=lambda one: -one.score):
+            if one.score >= 0 and all(iou(one.box, other.box) < IOU_THRESHOLD for other in found):
                 found.append(one)
         if any(map(touched, found)):
             break
-    every = sorted(itertools.chain(*detected), key=lambda pair: -pair[0])
+    every = sorted(itertools.chain(*detected), key=lambda one: -one.score)
     if not any(map(touched, found)):
-        under = [one for _, one in every if touched(one) and (not found or visible(hidden, one) > MOSTLY)]
-        beside = [one for _, one in every if not touched(one)]
+        under = [one for one in every if touched(one) and (not found or visible(hidden, one) > MOSTLY)]
+        beside = [one for one in every if not touched(one)]
         found = [*first(under), *found] or first(beside)
     found.sort(key=lambda one: (not touched(one), -one.box.area() if faces == "largest" else 0))
     return [
-        [one, *(other for _, other in every if other is not one and iou(one.box, other.box) >= IOU_THRESHOLD)]
+        [one, *(other for other in every if other is not one and iou(one.box, other.box) >= IOU_THRESHOLD)]
         for one in found
     ]
 
