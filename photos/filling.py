@@ -67,9 +67,8 @@ def into_photo(
         start = part[1].start + box[1].start, part[0].start + box[0].start
         matrix = matrix @ geometry.resize_matrix(1, (box[1].start, box[0].start))
         face, depth = placed(crop, matrix, own.shape, start, result, all_known, predictor)
-        face += compositing.harmonic(
-            np.where(done[box][..., None], photo[box] - face, 0.0), own, done[box], check=check
-        )
+        error = np.where(done[box][..., None], photo[box] - face, 0.0)
+        face += compositing.harmonic(error, own, done[box], check=check)
         filled[mine] = 127.5 * compositing.one_tone(seen[number] / 127.5 - 1, face[own] / 127.5 - 1) + 127.5
         inside[mine] = utils.smoothstep((depth[own] + BEYOND) / FADE)
         done[box] |= own
@@ -82,13 +81,14 @@ def into_photo(
     photo[hidden] = utils.to_bytes(inside * filled + (1 - inside) * texture[hidden])
     weight = np.zeros((*hidden.shape, 1), np.float32)
     weight[hidden] = near
-    filled = continued(photo, texture, weight, known | hidden, unit, check)[hidden]
+    check()
+    filled = continued(photo, texture, weight, known | hidden, unit)[hidden]
     filled += np.sqrt(1 - near**2) * inside * noise[y % len(noise), x % noise.shape[1]]
     result[part][hidden] = utils.to_bytes(filled)
     return result, int((owners < 0)[hidden].sum()), texture
 
 
-def placed(crop, matrix, shape, start, photo, known, predictor=None):
+def placed(crop, matrix, shape, start, photo, known, predictor):
     """A crop, and its `outline`, where it lies in the part of a photo of `shape` (H, W) at `start` (x, y).
 
     matrix: (2, 3), from the part's pixels to the crop's. predictor: if given, by which it gets the detail that the
@@ -200,7 +200,7 @@ def with_brows(filled, hidden, owners, part, photo, known, crops, matrices, pred
     return result
 
 
-def continued(photo, texture, weight, valid, unit, check=lambda *_: None):
+def continued(photo, texture, weight, valid, unit):
     """A filled photo (H, W, C) into which the pixels around go on, by a weight in [0, 1], (H, W, 1): float32.
 
     Shapes are there the mean of what the photo is filled with and of what goes on smoothly (`going_on`) from pixels
@@ -208,7 +208,6 @@ def continued(photo, texture, weight, valid, unit, check=lambda *_: None):
     pixels of the photo for a 64th of a crop.
     """
     photo, near = photo.astype(np.float32), weight > 0
-    check()
     shapes = (photo + going_on(photo, near[..., 0], valid & ~near[..., 0], TEXTURE * unit)) / 2
     error = np.where(near, texture - shapes, 0)
     detail = GAIN * (error - smoothed(error, near, TEXTURE * unit))
@@ -249,8 +248,8 @@ def smoothed(values, where, sigma):
 
 def around(hidden):
     """The part of a photo in which `into_photo` works, around its hole: slices."""
-    height, width = (side.stop - side.start for side in surrounding(hidden, 0))
-    return surrounding(hidden, max(MARGIN, max(height, width) // 2))
+    longer = max(side.stop - side.start for side in surrounding(hidden, 0))
+    return surrounding(hidden, max(MARGIN, longer // 2))
 
 
 def surrounding(hidden, margin):
