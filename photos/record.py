@@ -28,13 +28,10 @@ COLUMNS = ["source", "output", "status", "face", *BOX, *MATRIX, *HOLE, *HASHES, 
 
 def file_hash(path):
     """A hash of what is in a file, 32 hexadecimal digits; of none, an empty text."""
-    digest = hashlib.blake2b(digest_size=16)
     if not os.path.isfile(path or ""):
         return ""
     with open(path, "rb") as file:
-        while part := file.read(2**20):
-            digest.update(part)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def read_record(path):
