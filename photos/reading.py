@@ -19,6 +19,7 @@ GREY = "1", "L", "LA", "La"  # modes of Pillow without colours
 NO_TEXTS = "XML:com.adobe.xmp", "Raw profile type exif", "Raw profile type APP1"  # have chunks of their own
 # tags of a TIFF file that say how it holds its pixels
 TIFF_PIXELS = [*range(254, 267), 273, 274, *range(277, 282), 284, 292, 293, 317, *range(320, 331), *range(338, 348)]
+SEGMENTS = {"COM", "APP0", "APP1", "APP2", "APP13", "APP14"}  # of a JPEG file: kept, of no use, or told of otherwise
 NO_EXIF = 14  # bytes of EXIF data without any tag
 IPTC = 0x0404  # among the resources of Photoshop in a JPEG file
 # of what Pillow reads: a PNG file's chunk, its unit, and its format
@@ -55,9 +56,8 @@ class Photo(NamedTuple):
 def read_photo(path, mask=None, grow=0):
     """The `Photo` in an image file; what `mask`, an image file of the same size, shows white is to be filled.
 
-    grow: and so many pixels around it. Without a mask, it is what is transparent.
-
-    Raises UserError where one cannot be read, or the mask does not fit or hides nothing.
+    grow: and so many pixels around it. Without a mask, it is what is transparent. Raises UserError where one cannot be
+    read, or the mask does not fit or hides nothing.
     """
     return to_photo(utils.open_image(path), path, mask, grow)
 
@@ -99,18 +99,15 @@ def with_alpha(pixels, alpha):
 def png_metadata(file, image):
     """What a PNG file keeps of a photo beside its pixels, a dict for Pillow, and a list of what is lost, in words.
 
-    JPEG and WebP files take the same dict, and from it some texts that PNG has as chunks.
-    file: its path, or a binary file; image: the Pillow image that `utils.decode` made of it.
+    JPEG and WebP files take the same dict, and from it some texts that PNG has as chunks. file: its path, or a binary
+    file; image: the Pillow image that `utils.decode` made of it.
     """
     kept, lost = {name: image.info[name] for name in ("xmp", "comment") if isinstance(image.info.get(name), bytes)}, []
     with Image.open(file) as raw:
         kept["pnginfo"] = png_chunks(image.info, raw.format == "PNG")
         if ";16" in f"{raw.mode} {raw.tile}":
             lost.append("16 bits a channel became 8")
-        if other := {name for name, _ in getattr(raw, "applist", ())} - {
-            "COM",
-            *map("APP{}".format, (0, 1, 2, 13, 14)),
-        }:
+        if other := {name for name, _ in getattr(raw, "applist", ())} - SEGMENTS:
             lost.append(f"its data in {', '.join(sorted(other))} are left out")
         with contextlib.suppress(Exception):  # EOFError of most photos, and anything of damaged ones
             if raw.format != "MPO":  # whose second picture is a small one of the same
