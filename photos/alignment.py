@@ -129,8 +129,8 @@ def find_turned(pixels, hidden, hole, filled, least, detector, settings):
             hidden, hole = (cv2.warpAffine(np.float32(part), matrix, size) > 0 for part in (hidden, hole))
             found, count = take_faces(cv2.warpAffine(pixels, matrix, size), hidden, hole, detector, settings)
             back = cv2.invertAffineTransform(matrix)
-            places = [one.landmarks @ back[:, :2].T + back[:, 2] for one in found]
-            return [one._replace(landmarks=p, box=None) for one, p in zip(found, places, strict=True)], count
+            found = [one._replace(landmarks=one.landmarks @ back[:, :2].T + back[:, 2], box=None) for one in found]
+            return found, count
     return None
 
 

@@ -70,7 +70,7 @@ def warp(pixels, matrix, size):
     """
     import cv2
 
-    shrink = abs(cv2.determinant(matrix[:, :2])) ** -0.5
+    shrink = pixels_of_photo(matrix)
     factor = int(shrink) if shrink > 2 else 1
     matrix = matrix @ resize_matrix(factor)  # from pixels of the reduced photo
 

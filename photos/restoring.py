@@ -206,11 +206,10 @@ def restore(folders, parts, kind, seed=0, photos=None, refiner=None):
                 path = folder / f"{name}.png"
                 share, texture = put_back(path, photo, hidden, parts, sample, seed + sample, texture, refiner)
                 shares[sample].append(share)
-            counts[BESIDE if shares[0][-1] == 1 else "mended"] += 1
-            if shares[0][-1] == 1:
-                print(
-                    f"{source}: {BESIDE}: the hole touches no face found; --points tells where one is", file=sys.stderr
-                )
+            counts[BESIDE if share == 1 else "mended"] += 1
+            if share == 1:
+                line = "the hole touches no face found; --points tells where one is"
+                print(f"{source}: {BESIDE}: {line}", file=sys.stderr)
         except cli.UserError as error:
             counts[why.partition(":")[0] if why else "see above"] += 1
             print(f"{'skipped' if photos is None else 'unchanged'} {error}", file=sys.stderr)
