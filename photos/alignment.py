@@ -283,7 +283,7 @@ def find_photos(inputs, output):
         place = Path(os.path.realpath(name))  # Path.resolve raises RuntimeError on a loop of links
         if not name.exists():
             raise cli.UserError(f"INPUT {name}: no such file or folder")
-        if place == output or output in place.parents:
+        if place.is_relative_to(output):
             raise cli.UserError(f"INPUT {name}: lies in OUTPUT, where crops go; choose an OUTPUT apart from it")
         if not name.is_dir():
             found.setdefault(os.path.abspath(name), name.name)
