@@ -99,13 +99,14 @@ class FaceDetector(NamedTuple):
         """
         return [box for box, _ in self.find_scored_faces(pixels, faces, upsample)]
 
-    def find_scored_faces(self, pixels, faces="largest", upsample=1):
-        """As `find_faces`, but pairs of a box and the detector's score: above 0, and 1 to 3 for most upright faces."""
+    def find_scored_faces(self, pixels, faces="largest", upsample=1, least=0.0):
+        """As `find_faces`, but pairs of a box and its score, at least `least`: 1 to 3 for most upright faces."""
         pixels = np.ascontiguousarray(pixels)  # of a strided array dlib reads whatever is in memory
         found = []
         for times in range(upsample + 1) if faces == "largest" else [upsample]:
-            boxes, scores, _ = self.frontal.run(pixels, times, 0.0)
-            if found := list(zip(boxes, scores, strict=True)):
+            boxes, scores, _ = self.frontal.run(pixels, times, least)
+            found += zip(boxes, scores, strict=True)
+            if any(score >= 0 for score in scores):  # those below are doubtful
                 break
         return sorted(found, key=lambda pair: -pair[0].area()) if faces == "largest" else found
 

@@ -96,12 +96,8 @@ def find_faces_under(pixels, hidden, detector, faces="largest", upsample=1, hole
     """
 
     def detect(filling, photo):
-        found = []
-        for times in range(upsample + 1) if faces == "largest" else [upsample]:
-            boxes, scores, _ = detector.frontal.run(photo, times, MIN_SCORE)
-            found += [Detection(filling, photo, box, score) for box, score in zip(boxes, scores, strict=True)]
-            if any(score >= 0 for score in scores):
-                break
+        pairs = detector.find_scored_faces(photo, faces, upsample, MIN_SCORE)
+        found = [Detection(filling, photo, *pair) for pair in pairs]
         return [one for one in found if visible(hidden, one) > MIN_VISIBLE]
 
     hole = hidden if hole is None else hole

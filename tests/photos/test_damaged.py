@@ -142,8 +142,8 @@ def test_a_doubtful_face_needs_to_be_confirmed_and_beside_another_to_be_visible(
     sure, far = (dlib.rectangle(x, 10, x + 39, 49) for x in (60, 110))
     hidden = np.zeros((60, 160), bool)
     hidden[10:50, 10:36] = True
-    run = types.SimpleNamespace(run=lambda photo, times, least: (*zip(*pairs, strict=True), None))
-    detector, confirmed, pairs = types.SimpleNamespace(frontal=run, prior="prior"), [box, sure, far], []
+    confirmed, pairs = [box, sure, far], []
+    detector = types.SimpleNamespace(find_scored_faces=lambda *_: pairs, prior="prior")
     monkeypatch.setattr(occlusion, "is_face", lambda hidden, one, detector: one.box in confirmed)
 
     def found(*boxes):
@@ -299,10 +299,9 @@ def test_a_doubtful_face_under_the_hole_is_to_be_confirmed(monkeypatch, read, le
 
     class Detector:
         prior = "a prior"
-        frontal = property(lambda self: self)
 
-        def run(self, photo, times, threshold):
-            return [dlib.rectangle(10, 10, 50, 50), dlib.rectangle(100, 100, 140, 140)], [0.9, -0.3], [0, 0]
+        def find_scored_faces(self, *_):
+            return [(dlib.rectangle(10, 10, 50, 50), 0.9), (dlib.rectangle(100, 100, 140, 140), -0.3)]
 
         def find_landmarks(self, photo, box):
             return np.zeros((68, 2))
