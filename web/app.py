@@ -45,9 +45,8 @@ class Site:
     async def running(self, app):
         """What the server does beside answering: load the model, drop unused photos; it ends without waiting."""
         asyncio.get_running_loop().set_exception_handler(report_fault)
-        with tempfile.TemporaryDirectory(
-            ignore_cleanup_errors=True
-        ) as tempfile.tempdir:  # TensorFlow's code goes there
+        # TensorFlow's code goes there
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as tempfile.tempdir:
             tasks = [asyncio.create_task(work) for work in (self.searches.load(self.pages), self.drop_unused())]
             yield
             self.close()
@@ -154,20 +153,17 @@ class Site:
         loop.call_later(AWAY, self.forget, page, page.visits)
 
         async def stream(events):
-            page.streams, page.visits, event = page.streams + 1, page.visits + 1, None
+            page.streams, page.visits = page.streams + 1, page.visits + 1
             try:
                 known = dict(page=page.id, photo=page.photo is not None, job=page.job and page.job.number)
-                yield encode_event(known | self.searches.state())
-                while True:
-                    event = event or asyncio.ensure_future(events.get())
-                    done, _ = await asyncio.wait([event], timeout=10)
-                    if done and event.result() is None:
-                        return
-                    yield encode_event(event.result()) if done else ": alive\n\n"  # so that a dead connection shows
-                    event = None if done else event
+                event = known | self.searches.state()
+                while event is not None:
+                    yield f"data: {json.dumps(event)}\n\n" if event else ": alive\n\n"
+                    event = {}  # after ten seconds, so that a dead connection shows
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(10):
+                            event = await events.get()
             finally:
-                if event:
-                    event.cancel()
                 page.streams -= 1
                 if not page.streams:
                     page.stop()
@@ -196,8 +192,8 @@ class Site:
         height, width = photo.pixels.shape[:2]
         size = session.OUTLINE_SIZE
         outlines = [preview.corners(geometry.affine(face.landmarks, size), size) for face in faces]
-        seen = dict(width=width, height=height, faces=outlines, transparent=photo.alpha is not None)
-        return JSONResponse(seen | dict(kind=kind))
+        seen = dict(width=width, height=height, faces=outlines, transparent=photo.alpha is not None, kind=kind)
+        return JSONResponse(seen)
 
     async def photo(self, request):
         """The photo as it was opened."""
@@ -280,11 +276,6 @@ class Site:
         layers = await self.flatten(request, page, asked)
         file = await self.run_for(request, page, session.save, photo, layers, kind)
         return Response(file, media_type=f"image/{kind.lower()}")
-
-
-def encode_event(event):
-    """An event as the stream has it."""
-    return f"data: {json.dumps(event)}\n\n"
 
 
 def picture_response(photo, function, *args):
