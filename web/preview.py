@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 import utils
-from photos import filling, geometry
+from photos import filling, geometry, reading
 from web import session
 
 MARGIN = 32  # pixels of the photo that are looked at around a hole
@@ -62,18 +62,12 @@ def previewer(photo, edit):
 
 def cut_out(pixels, shown):
     """uint8 (h, w, C) as a picture that is opaque where boolean (h, w) `shown` is true, and empty elsewhere."""
-    picture = utils.to_picture(np.where(shown[..., None], pixels, np.uint8(0))).convert("RGB")
-    picture.putalpha(Image.fromarray(np.where(shown, np.uint8(255), np.uint8(0))))
-    return picture
+    return Image.fromarray(reading.with_alpha(pixels * shown[..., None], np.where(shown, 255, 0)))
 
 
 def as_picture(photo):
     """The photo as it was opened."""
-    picture = utils.to_picture(photo.pixels)
-    if photo.alpha is None:
-        return picture
-    picture.putalpha(Image.fromarray(photo.alpha))
-    return picture.convert("RGBA")
+    return utils.to_picture(photo.pixels) if photo.alpha is None else Image.fromarray(photo.rgba)
 
 
 def encode(picture, kind, photo, **options):
