@@ -17,7 +17,6 @@ photo: undamaged and damaged above; below, in random order, A and B: mended by c
 
 import argparse
 import csv
-import importlib.util
 import subprocess
 import sys
 import time
@@ -119,9 +118,8 @@ def draw_damage(kind, hidden, place, width, rng):
 
 def edge(photo, hidden):
     """The mean difference between neighbours of which one lies in the hole."""
-    grey, differences = photo.astype(float).mean(-1), []
-    for axis in (0, 1):
-        differences.append(np.abs(np.diff(grey, axis=axis))[np.diff(hidden, axis=axis)])
+    grey = photo.astype(float).mean(-1)
+    differences = [np.abs(np.diff(grey, axis=axis))[np.diff(hidden, axis=axis)] for axis in (0, 1)]
     return np.concatenate(differences).mean()
 
 
@@ -195,8 +193,7 @@ def main():
     parser.add_argument("--kinds", nargs="+", choices=HOLES, default=[*HOLES], help="holes to draw (all)")
     args = parser.parse_args()
 
-    spec = importlib.util.find_spec("face_recognition_models")
-    model = Path(spec.submodule_search_locations[0]) / "models" / "dlib_face_recognition_resnet_model_v1.dat"
+    model = detection.find_predictor().with_name("dlib_face_recognition_resnet_model_v1.dat")
     network = dlib.face_recognition_model_v1(str(model))
 
     def describe(pixels, shape):

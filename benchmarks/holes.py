@@ -11,7 +11,6 @@ hyphen. The PCA takes minutes, and the search from candidates an hour without a 
 """
 
 import argparse
-import importlib.util
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ import numpy as np
 import utils
 from completion import compositing, masks, metrics, prior
 from completion.completer import Completer
-from photos import geometry
+from photos import detection, geometry
 from training.dataset import ImageFolder
 
 MASKS = {"center": {}, "random": {"fraction": 0.8}, "left": {}}
@@ -88,10 +87,8 @@ def describer():
 
     Where the landmarks are is known of aligned faces, so that a hole filled badly does not shift them.
     """
-    spec = importlib.util.find_spec("face_recognition_models")
-    model = Path(spec.submodule_search_locations[0]) / "models" / "dlib_face_recognition_resnet_model_v1.dat"
+    model = detection.find_predictor().with_name("dlib_face_recognition_resnet_model_v1.dat")
     network = dlib.face_recognition_model_v1(str(model))
-
     points = [dlib.point(round(float(x)), round(float(y))) for x, y in 256 * geometry.MINMAX_TEMPLATE]
     landmarks = dlib.full_object_detection(dlib.rectangle(0, 0, 255, 255), points)
 
@@ -113,15 +110,13 @@ def scores(filled, truths, holes, describe, persons):
     return np.column_stack([rest, identity])
 
 
-def print_table(first, rows):
+def print_table(rows):
     """Print a Markdown table; `rows` are dicts from a hole to the scores (N, 4) of images, by the row's name."""
-    header = [first, *next(iter(rows.values()))]
+    header = ["", *next(iter(rows.values()))]
     lines = [header, ["---"] * len(header)]
     for name, kinds in rows.items():
-        means = [np.nanmean(values, 0) for values in kinds.values()]
-        lines.append(
-            [name, *(f"{psnr:.2f} / {ssim:.3f} / {sharp:.2f} / {who:.3f}" for psnr, ssim, sharp, who in means)]
-        )
+        cells = ["{:.2f} / {:.3f} / {:.2f} / {:.3f}".format(*np.nanmean(values, 0)) for values in kinds.values()]
+        lines.append([name, *cells])
     for cells in lines:
         print(f"| {' | '.join(cells)} |")
     print()
@@ -153,17 +148,16 @@ def main():
         for method, filled in completions(pca, completer, utils.to_float(truths), holes, args.brief):
             rows.setdefault(method, {})[label] = scores(filled, truths, holes, describe, persons)
     print(f"\nPSNR / SSIM / sharpness / identity of {len(truths)} faces\n")
-    print_table("", rows)
+    print_table(rows)
     if args.groups:
         names = np.array([path.stem.rpartition("-")[0] for path in paths])
         compared = [name for name in rows if name.startswith("PCA")] + list(rows)[-1:]
         print_table(
-            "",
             {
                 f"{group}, {method}": {kind: values[names == group] for kind, values in rows[method].items()}
                 for group in sorted({*names})
                 for method in compared
-            },
+            }
         )
 
 

@@ -26,15 +26,9 @@ class Workers:
         for i in range(count):
             own = flags[i] if isinstance(flags[0], list) else flags
             with open(self.home / f"out{i}", "w") as out, open(self.home / f"err{i}", "w") as err:
-                self.processes.append(
-                    subprocess.Popen(
-                        [sys.executable, str(ROOT / script), *map(str, own)],
-                        cwd=home,
-                        stdout=out,
-                        stderr=err,
-                        env=os.environ | tf_config(self.addresses, i),
-                    )  # fmt: skip
-                )
+                command = [sys.executable, ROOT / script, *map(str, own)]
+                options = dict(cwd=home, stdout=out, stderr=err, env=os.environ | tf_config(self.addresses, i))
+                self.processes.append(subprocess.Popen(command, **options))
 
     def wait(self, seconds):
         """Wait for all to end; returns their exit statuses. Kills those that have not ended by then."""
