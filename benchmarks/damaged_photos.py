@@ -124,27 +124,22 @@ def edge(photo, hidden):
 
 
 def read_photos(folders):
-    """The photos of which dlib finds the face: a dict from path to uint8 pixels (H, W, 3) and the shape of the face."""
+    """The photos of which dlib finds the face, by path: uint8 pixels (H, W, 3), dlib's shape, landmarks (68, 2)."""
     detector = detection.FaceDetector.load()
     found = {}
     for path in [path for folder in folders for path in utils.find_images(folder)]:
         pixels = np.asarray(utils.open_image(path).convert("RGB"))
         if boxes := detector.find_faces(pixels):
-            found[path] = pixels, detector.predictor(pixels, boxes[0])
+            found[path] = pixels, detector.predictor(pixels, boxes[0]), detector.find_landmarks(pixels, boxes[0])
     return found
-
-
-def landmarks_of(shape):
-    """dlib's landmarks as float32 (68, 2)."""
-    return np.float32([(point.x, point.y) for point in shape.parts()])
 
 
 def mend(kind, truths, folder, args):
     """Draw a hole into each photo and fill it; returns dicts from path to what is hidden and to `record.Crop`."""
     (folder / "masks").mkdir(parents=True)
     hidden = {}
-    for number, (path, (pixels, shape)) in enumerate(truths.items()):
-        hidden[path] = draw(kind, pixels.shape[:2], landmarks_of(shape), np.random.default_rng((number, 1)))
+    for number, (path, (pixels, _, landmarks)) in enumerate(truths.items()):
+        hidden[path] = draw(kind, pixels.shape[:2], landmarks, np.random.default_rng((number, 1)))
         utils.write_image(folder / f"masks/{path.stem}.png", hidden[path][..., None] * np.uint8(255))
     flags = ["--photo", "--maskDir", folder / "masks", "--outDir", folder / "mended", "--log_dir", folder / "logs"]
     flags += ["--grow", "0"]  # the masks are exact, and the photos undamaged
@@ -205,11 +200,11 @@ def main():
     for kind in args.kinds:
         folder = args.out / kind.replace(" ", "-")
         hidden, found = mend(kind, truths, folder, args)
-        errors = np.array([misplaced(crop, landmarks_of(truths[path][1])) for path, crop in found.items()])
+        errors = np.array([misplaced(crop, truths[path][2]) for path, crop in found.items()])
         rows["found"][kind] = f"{len(errors)} of {len(truths)}"
         rows["placed (each landmark)"][kind] = f"{(errors.mean(1) < 0.1).sum()} ({(errors.max(1) < 0.1).sum()})"
         values = {name: [] for name in [*METHODS, ours]}
-        for number, (path, (truth, shape)) in enumerate(truths.items()):
+        for number, (path, (truth, shape, _)) in enumerate(truths.items()):
             mended = {name: method(truth, hidden[path]) for name, method in METHODS.items()}
             (result,) = folder.glob(f"mended/photos/{path.stem}.*")
             mended[ours] = np.asarray(utils.open_image(result).convert("RGB"))
