@@ -37,7 +37,7 @@ class Run:
     """A run that trains networks on images, and resumes from its newest checkpoint.
 
     A kind of run has three methods of its own: `inputs(batch)` returns the arguments of the model's `train_step` by
-    name, `write_samples()` shows what was learned as a file and in TensorBoard, for `measure(stop)` see `evaluate`.
+    name, `samples()` a name and a picture, uint8 (H, W, C), of what was learned, for `measure(stop)` see `evaluate`.
     """
 
     LOSSES = ()  # the scalars that a step returns
@@ -53,9 +53,8 @@ class Run:
 
         `model` is a DCGAN, an Encoder or a Refiner, `images` a dataset.ImageFolder. `epoch` counts the epochs of
         earlier runs too. What is learned is evaluated at the end of each epoch (100 steps apart at least) and every
-        `eval_every` steps. `jit_compile` compiles the step with XLA, for one replica. `team`: who trains together; each
-        reads its part of a batch, the chief alone writes. Raises UserError if the checkpoint cannot be read, or a batch
-        cannot be shared.
+        `eval_every` steps. `jit_compile` compiles the step with XLA, for one replica. `team`: who trains together.
+        Raises UserError if the checkpoint cannot be read, or a batch cannot be shared.
         """
         self.model, self.images, self.epochs, self.eval_every = model, images, epoch, eval_every
         self.batch_size, self.seed, self.flip = min(batch_size, len(images)), seed, flip
@@ -78,8 +77,7 @@ class Run:
         """Read the newest good checkpoint, but keep this run's own learning rate; returns True."""
         numbers = checkpoint.restore(self.directory, self.model.networks, self.numbers(), self.optimizers)
         self.model.step, self.epoch, self.seen = (numbers[name] for name in ("step", "epoch", "seen"))
-        # older configs do not say it
-        self.evaluated = checkpoint.read_config(self.directory).get("evaluated", self.model.step)
+        self.evaluated = checkpoint.read_config(self.directory).get("evaluated", self.model.step)  # older ones lack it
         self.set_learning_rate(self.learning_rate)
         self.advance(0)  # there may be fewer images than there were, or larger batches
         return True
@@ -145,7 +143,9 @@ class Run:
             checkpoint.save(self.directory, **self.contents())
             self.saved = time.monotonic()
         if due.samples:
-            self.write_samples()
+            name, picture = self.samples()
+            utils.write_image(self.sample_dir / f"{self.name}_{self.model.step:06d}.png", picture)
+            tf.summary.image(name, picture[None], self.model.step)
         return due.evaluation and self.evaluate(bar, () if due.end else stop)
 
     def evaluate(self, bar, stop):

@@ -1,4 +1,4 @@
-"""The two kinds of run: what a step of each is given, what it shows, and how what it learned is measured."""
+"""The kinds of run: what a step of each is given, what it shows, and how what it learned is measured."""
 
 import itertools
 
@@ -45,12 +45,10 @@ class GANRun(Run):
             self.model.recalibrate_batchnorm()
         return super().write_as_chief(due, bar, stop)
 
-    def write_samples(self):
-        """Write an 8x8 grid of G(z), of the same z each time, by the inference generator."""
+    def samples(self):
+        """An 8x8 grid of G(z), of the same z each time, by the inference generator."""
         z = ops.random_z((64, self.model.z_dim), self.seed, "samples")
-        grid = utils.image_grid(self.model.inference_generator(z, training=False))
-        utils.write_image(self.sample_dir / f"{self.name}_{self.model.step:06d}.png", grid)
-        tf.summary.image("G", grid[None], self.model.step)
+        return "G", utils.image_grid(self.model.inference_generator(z, training=False))
 
     def measure(self, stop):
         """Compare each generator's samples with images; see `Run.evaluate`: the inference generator's swd decides.
@@ -120,14 +118,12 @@ class EncoderRun(Run):
         """As `Run.numbers`, with the generator's fingerprint."""
         return super().numbers() | {"fingerprint": self.fingerprint}
 
-    def write_samples(self):
-        """Write completions of 16 of the held-out images."""
+    def samples(self):
+        """Completions of 16 of the held-out images."""
         images = self.held_out[:16]
         masked, known = masks.mask_each(images, self.holes[:16])
         completed = np.where(known > 0, masked, self.model.dcgan.draw(self.model.guess(masked, known)))
-        picture = utils.labelled_rows({"original": images, "known": masked, "completed": completed})
-        utils.write_image(self.sample_dir / f"{self.name}_{self.model.step:06d}.png", picture)
-        tf.summary.image("completed", picture[None], self.model.step)
+        return "completed", utils.labelled_rows({"original": images, "known": masked, "completed": completed})
 
     def measure(self, stop):
         """Mean |G(E) - y| in the holes of the held-out images, in grey levels; see `Run.evaluate`."""
@@ -175,12 +171,10 @@ class RefinerRun(Run):
         views = images, images * known, *(np.where(known > 0, images, each) for each in (enlarged, drawn))
         return [utils.to_uint8(view) for view in views]
 
-    def write_samples(self):
-        """Write what is made of 16 of the held-out faces."""
+    def samples(self):
+        """What is made of 16 of the held-out faces."""
         names = "original", "known", "completed", "refined"
-        picture = utils.labelled_rows(dict(zip(names, self.refined(self.held_out[:16]), strict=True)))
-        utils.write_image(self.sample_dir / f"{self.name}_{self.model.step:06d}.png", picture)
-        tf.summary.image("refined", picture[None], self.model.step)
+        return "refined", utils.labelled_rows(dict(zip(names, self.refined(self.held_out[:16]), strict=True)))
 
     def measure(self, stop):
         """Compare refined with true faces; see `Run.evaluate`: the sliced Wasserstein distance decides."""

@@ -92,7 +92,7 @@ def test_a_stopped_run_ends_as_if_never_stopped(folder, tmp_path):
 
 
 def test_nothing_is_lost_to_a_signal_while_samples_are_drawn(folder, tmp_path, monkeypatch, idle_step):
-    monkeypatch.setattr(GANRun, "write_samples", lambda self: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(utils, "write_image", lambda *_: signal.raise_signal(signal.SIGTERM))
     dcgan = DCGAN(**TINY)
     assert GANRun(dcgan, ImageFolder(folder, 16, 3), **settings(tmp_path)).train() == signal.SIGTERM
     assert dcgan.step == DCGAN.load(tmp_path / "checkpoint").step == 2
