@@ -3,7 +3,7 @@
     photo = open_photo(data)
     edit = with_faces(photo, start_edit(photo, strokes), find_faces(photo, detector), completer, detector)
     for number, state in find_answers(edit, completer, stop): ...     # four, one after the other
-    png = save(photo, flatten(photo, edit, 0, 0.75, completer))       # the photo with the first of them, as a file
+    png = save(photo, layers_up_to(edit, render(photo, edit, 0, 0.75, completer)))   # the photo with the first of them
 
 The steps are those of `complete.py --photo`, by the same functions. Points are in pixels of the upright photo, from its
 upper left corner; a part of a photo is a pair of slices.
@@ -368,13 +368,8 @@ def render(photo, edit, answer, detail, completer, check=lambda *_: None):
     return np.where(edit.hole[..., None], filled[here], pixels[here])
 
 
-def flatten(photo, edit, answer, detail, completer):
-    """The layers on which a later edit starts: all that was filled before, and one of this edit's answers."""
-    return layers_up_to(edit, render(photo, edit, answer, detail, completer))
-
-
 def layers_up_to(edit, rendered):
-    """`flatten` of an answer that `render` has made."""
+    """The layers on which a later edit starts: all that was filled before, and what `render` made of an answer."""
     return [*edit.layers, Layer(edit.part, rendered, edit.hole)]
 
 

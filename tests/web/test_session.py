@@ -69,10 +69,14 @@ def find(edit, completer, near=None, **options):
     return edit
 
 
+def flatten(photo, edit, answer, detail, completer):
+    """The layers of a photo with an answer."""
+    return session.layers_up_to(edit, session.render(photo, edit, answer, detail, completer))
+
+
 def composite(photo, edit, answer, detail, completer):
     """The whole photo with an answer."""
-    layers = session.flatten(photo, edit, answer, detail, completer)
-    return session.composite(photo, layers, session.WHOLE)[0]
+    return session.composite(photo, flatten(photo, edit, answer, detail, completer), session.WHOLE)[0]
 
 
 def near_strokes(shape, strokes, beyond):
@@ -133,7 +137,7 @@ def test_the_answers_are_those_of_complete_photo(tmp_path, photo, start, complet
     run("complete.py", *words, *(f"{x},{y}" for x, y in POINTS), "--checkpointDir", small_model, cwd=tmp_path)
     for answer in range(4):
         theirs = np.asarray(Image.open(tmp_path / f"out/photos_{answer}/photo.png"))
-        ours = session.save(photo, session.flatten(photo, edit, answer, 0.75, completer))
+        ours = session.save(photo, flatten(photo, edit, answer, 0.75, completer))
         np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(ours))), theirs)
         hole = masks.grown(hidden, masks.GROW)
         assert (theirs != PORTRAIT)[~hole].sum() == 0 < (theirs != PORTRAIT)[hole].mean()
@@ -193,7 +197,7 @@ def test_a_mark_elsewhere_changes_nothing(photo, start, faces):
 
 def test_an_edit_starts_on_the_layers_of_those_before(photo, start, filled, completer):
     other = [session.Stroke(np.array([[120.0, 150.0]]), 20.0)]
-    second = find(start(photo, other, layers=session.flatten(photo, filled, 2, 0.5, completer)), completer)
+    second = find(start(photo, other, layers=flatten(photo, filled, 2, 0.5, completer)), completer)
     result = composite(photo, second, 0, 1, completer)
     expected = composite(photo, filled, 2, 0.5, completer)
     hidden, first = (masks.grown(session.painted(strokes, photo), masks.GROW) for strokes in (other, STROKES))
@@ -252,7 +256,7 @@ def test_transparent_parts_are_unknown_and_stay(start, completer):
     photo = opened(np.dstack([PORTRAIT, alpha]))
     edit = find(start(photo), completer)
     assert (edit.holes.masks[0][:, -8:] == 0).all()
-    saved = session.save(photo, session.flatten(photo, edit, 0, 1, completer))
+    saved = session.save(photo, flatten(photo, edit, 0, 1, completer))
     saved, hidden = np.asarray(Image.open(io.BytesIO(saved))), session.painted(STROKES, photo)
     hidden |= masks.grown(hidden & (alpha == 255), masks.GROW) & (alpha == 255)
     np.testing.assert_array_equal(saved[..., 3], np.where(hidden, 255, alpha))
@@ -260,7 +264,7 @@ def test_transparent_parts_are_unknown_and_stay(start, completer):
 
     all_of_it = session.start_edit(photo, [session.Stroke(mask=session.save_mask(photo.hidden, transparency=0))])
     np.testing.assert_array_equal(session.before(photo, all_of_it, session.WHOLE)[1], alpha < 255)
-    saved = session.save(photo, session.flatten(photo, find(all_of_it, completer), 0, 1, completer))
+    saved = session.save(photo, flatten(photo, find(all_of_it, completer), 0, 1, completer))
     assert Image.open(io.BytesIO(saved)).mode == "RGB"
 
 
@@ -307,7 +311,7 @@ def test_a_saved_photo_keeps_grey_profile_and_exif(start, completer):
     exif = Image.Exif()
     exif[0x010E] = "a portrait"
     photo = opened(Image.fromarray(PORTRAIT).convert("L"), exif=exif)
-    layers = session.flatten(photo, find(start(photo), completer), 0, 0.75, completer)
+    layers = flatten(photo, find(start(photo), completer), 0, 0.75, completer)
     saved = Image.open(io.BytesIO(session.save(photo, layers)))
     assert saved.mode == "L" and saved.getexif()[0x010E] == "a portrait"
 
