@@ -65,10 +65,8 @@ def test_an_exported_model_draws_nearly_the_same(tiny_dcgan, tmp_path):
     assert checkpoint.describe("small", after) == "model: small, step 2"
     assert after.step == 2 and after.generator_ema is None
     z, x = zs(3), images(3)
-    for ours, theirs in (
-        (after.generator(z), before.generator_ema(z)),
-        (after.discriminator(x), before.discriminator(x)),
-    ):
+    pictures, logits = (after.generator(z), before.generator_ema(z)), (after.discriminator(x), before.discriminator(x))
+    for ours, theirs in (pictures, logits):
         np.testing.assert_allclose(ours, theirs, rtol=0.01, atol=0.01)
         assert ours.dtype == tf.float32 and not np.array_equal(ours, theirs)
     for variable, exact in zip(after.generator.variables, before.generator_ema.variables, strict=True):
@@ -172,9 +170,5 @@ def test_only_what_a_save_left_is_cleared_away(tmp_path):
     for name in ("ckpt-1.index", "ckpt-1.data-00000-of-00001", "ckpt-2.data-00000-of-00001", "ckpt-notes.txt"):
         (tmp_path / name).touch()
     checkpoint.remove_unfinished(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "ckpt-1.index",
-        "ckpt-1.data-00000-of-00001",
-        "ckpt-backup",
-        "ckpt-notes.txt",
-    }
+    kept = {"ckpt-1.index", "ckpt-1.data-00000-of-00001", "ckpt-backup", "ckpt-notes.txt"}
+    assert {path.name for path in tmp_path.iterdir()} == kept

@@ -108,10 +108,8 @@ def exported(dcgan, encoder, tmp_path_factory):
 
 
 def test_all_formats_are_tested():
-    assert (
-        tuple(RUNTIMES) == export.FORMATS == ("weights", *formats.WRITERS)
-        and formats.LOADING.keys() == formats.WRITERS.keys()
-    )
+    assert tuple(RUNTIMES) == export.FORMATS == ("weights", *formats.WRITERS)
+    assert formats.LOADING.keys() == formats.WRITERS.keys()
 
 
 @pytest.mark.parametrize("form", RUNTIMES)
@@ -149,9 +147,8 @@ def test_what_goes_in_and_out_is_told_in_the_file(exported):
     stored = onnx.load(exported("onnx") / "generator.onnx")
     onnx.checker.check_model(stored)
     assert stored.doc_string == text
-    assert {prop.key: prop.value for prop in stored.metadata_props} == dict.fromkeys(
-        ("z", "images"), "float32 in [-1, 1]"
-    )
+    told = {prop.key: prop.value for prop in stored.metadata_props}
+    assert told == dict.fromkeys(("z", "images"), "float32 in [-1, 1]")
     shapes = [[d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in stored.graph.output]
     assert shapes == [["N", 16, 16, 3]]
     assert flatbuffer_utils.read_model(str(exported("litert") / "generator.tflite")).description.decode() == text

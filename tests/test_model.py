@@ -22,13 +22,7 @@ def test_parameter_counts_of_the_reference():
 
 @pytest.mark.parametrize(
     "size, channels",
-    [
-        (16, [2, 1]),
-        (32, [4, 2, 1]),
-        (64, [8, 4, 2, 1]),
-        (128, [8, 8, 4, 2, 1]),
-        (256, [8, 8, 8, 4, 2, 1]),
-    ],
+    [(16, [2, 1]), (32, [4, 2, 1]), (64, [8, 4, 2, 1]), (128, [8, 8, 4, 2, 1]), (256, [8, 8, 8, 4, 2, 1])],
 )
 @pytest.mark.parametrize("c_dim", [1, 3])
 def test_shapes_at_every_size(size, channels, c_dim):

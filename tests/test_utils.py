@@ -84,9 +84,7 @@ def test_find_images_in_subfolders_by_suffix(folder):
     (folder / "a" / "notes.txt").write_text("no image")
     (folder / "a" / "LOUD.JPG").write_bytes(b"")
     found = [str(p.relative_to(folder)) for p in utils.find_images(folder)]
-    assert found == ["a/0.png", "a/2.png", "a/4.png", "a/6.png", "a/8.png", "a/LOUD.JPG"] + [
-        f"b/{i}.png" for i in (1, 3, 5, 7, 9)
-    ]
+    assert found == [*(f"a/{i}.png" for i in "02468"), "a/LOUD.JPG", *(f"b/{i}.png" for i in "13579")]
 
 
 def test_linked_folders_are_searched_once_and_none_above(folder, tmp_path):

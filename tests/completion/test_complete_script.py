@@ -125,12 +125,8 @@ def test_complete_one_grey_image_of_another_size_in_several_ways(trained, tmp_pa
     assert names == {"sample_00", "sample_01", "samples.png", "final", "plain", "z.npy", "metrics.csv"}
     first, second = (pixels(out / f"final/0000_grey_{i}.png") for i in range(2))
     assert first.shape == (16, 16, 3) and not np.array_equal(first, second)
-    assert {p.name for p in (out / "sample_01").iterdir()} >= {
-        "before.png",
-        "masked.png",
-        "hats_imgs",
-        "completion.gif",
-    }
+    names = {p.name for p in (out / "sample_01").iterdir()}
+    assert names >= {"before.png", "masked.png", "hats_imgs", "completion.gif"}
 
 
 def test_a_model_of_grey_images_from_training_to_film(trained, tmp_path):
@@ -177,19 +173,8 @@ def test_complete_with_other_masks(trained, tmp_path, save_image, flags):
     save_image("hole.png", white)
     (tmp_path / "checkpoints").symlink_to(trained / "checkpoints")
     image = trained / "images/0.png"
-    run(
-        "complete.py",
-        image,
-        *flags,
-        *FEW,
-        "--weighting",
-        "neighbours",
-        "--blend",
-        "none",
-        "--outDir",
-        "out",
-        cwd=tmp_path,
-    )
+    flags = [*flags, *FEW, "--weighting", "neighbours", "--blend", "none", "--outDir", "out"]
+    run("complete.py", image, *flags, cwd=tmp_path)
     truth, final = pixels(image), pixels(tmp_path / "out/final/0000_0.png")
     same = (truth == final).all(-1)
     if "--mask" in flags:

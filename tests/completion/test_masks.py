@@ -139,14 +139,13 @@ def test_what_is_no_mask_is_refused(save_image, capfd):
     photo = skimage.data.astronaut()
     damage = np.zeros((512, 512), bool)
     damage[100:200, 150:300] = True
-    with pytest.raises(
-        cli.UserError, match=r"p.png: looks like a photo, not like its mask, as it has 19\d greys; give"
+    for image, words in (
+        (photo, r"p.png: looks like a photo, not like its mask, as it has 19\d greys; give"),
+        (np.where(damage[..., None], np.uint8(255), photo), "looks like a photo"),
+        (RNG.integers(0, 256, (99, 99), np.uint8), "looks like a photo"),
     ):
-        masks.read_hidden(save_image("p.png", photo))
-    with pytest.raises(cli.UserError, match="looks like a photo"):
-        masks.read_hidden(save_image("white.png", np.where(damage[..., None], np.uint8(255), photo)))
-    with pytest.raises(cli.UserError, match="looks like a photo"):
-        masks.read_hidden(save_image("noise.png", RNG.integers(0, 256, (99, 99), np.uint8)))
+        with pytest.raises(cli.UserError, match=words):
+            masks.read_hidden(save_image("p.png", image))
     # where its damage was erased that is the hole, as what is erased of a black image; not what is opaque and white
     for colours in (photo, np.zeros_like(photo)):
         alpha = np.where(damage, 0, 255).astype(np.uint8)
