@@ -1,6 +1,7 @@
 """Models of the original code, which was TensorFlow 1's: they are made here as it made them, and loaded."""
 
 import contextlib
+import itertools
 import json
 import runpy
 
@@ -9,7 +10,7 @@ import cli
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, TINY, one_line, run
+from conftest import ROOT, TINY, images, one_line, run, zs
 from PIL import Image
 
 import checkpoint
@@ -17,7 +18,6 @@ import utils
 from model import DCGAN
 
 V1 = tf.compat.v1
-RNG = np.random.default_rng(0)
 
 
 class Original:
@@ -109,7 +109,7 @@ def original(tmp_path_factory):
 )
 def test_the_networks_compute_what_the_original_computed(tmp_path, sizes, scopes, version):
     networks = Original(**sizes, scopes=scopes)
-    Original(**sizes, scopes=scopes).save(tmp_path, 99)
+    networks.save(tmp_path, 99)
     names = networks.save(tmp_path, 1002, version)
     assert any(name.endswith("g_h1/w/Adam") for name in names)
     assert (tmp_path / "DCGAN.model-1002").exists() == (version == V1.train.SaverDef.V1)
@@ -119,8 +119,7 @@ def test_the_networks_compute_what_the_original_computed(tmp_path, sizes, scopes
     assert dcgan.architecture == dict(image_size=size, c_dim=c_dim, z_dim=5, gf_dim=8, df_dim=8, ema=0.0)
     assert dcgan.step == 1002
 
-    z = RNG.uniform(-1, 1, (4, 5)).astype(np.float32)
-    x = RNG.uniform(-1, 1, (4, size, size, c_dim)).astype(np.float32)
+    z, x = zs(4), images(4, size, c_dim)
     generated, logits = networks.run("generated", z=z), networks.run("logits", images=x)
     assert generated.std() > 0.05 and logits.std() > 0.05 and np.abs(generated).max() < 1
     np.testing.assert_allclose(dcgan.inference_generator(z, training=False), generated, atol=1e-5)
@@ -138,23 +137,24 @@ def write(directory, shapes, step=60502):
     )
 
 
-def published():
-    """The variables of the face model that came with the original code."""
-    shapes = {"generator/g_h0_lin/Matrix": (100, 8192), "generator/g_h0_lin/bias": (8192,)}
-    for i, (inputs, outputs) in enumerate([(512, 256), (256, 128), (128, 64), (64, 3)], 1):
-        shapes |= {f"generator/g_h{i}/w": (5, 5, outputs, inputs), f"generator/g_h{i}/biases": (outputs,)}
-    for i, (inputs, outputs) in enumerate([(3, 64), (64, 128), (128, 256), (256, 512)]):
-        shapes |= {f"discriminator/d_h{i}_conv/w": (5, 5, inputs, outputs)}
-        shapes |= {f"discriminator/d_h{i}_conv/biases": (outputs,)}
-    norms = {f"generator/g_bn{i}": 512 // 2**i for i in range(4)}
-    norms |= {f"discriminator/d_bn{i}": 64 * 2**i for i in range(1, 4)}
-    for name, channels in norms.items():
-        shapes |= {f"{name}/{part}": (channels,) for part in ("beta", "gamma", "moving_mean", "moving_variance")}
-    return shapes | {"discriminator/d_h3_lin/Matrix": (8192, 1), "discriminator/d_h3_lin/bias": (1,)}
+def variables(channels, z_dim, g="", d=""):
+    """The shapes, by name, of a model of colour images: G's layers have these channels, and D's in reverse order."""
+    norms = {f"{g}g_bn{i}": count for i, count in enumerate(channels)}
+    values = 4 * 4 * channels[0]
+    shapes = {f"{g}g_h0_lin/Matrix": (z_dim, values), f"{g}g_h0_lin/bias": (values,)}
+    for i, (inputs, outputs) in enumerate(itertools.pairwise([*channels, 3]), 1):
+        shapes |= {f"{g}g_h{i}/w": (5, 5, outputs, inputs), f"{g}g_h{i}/biases": (outputs,)}
+    for i, (inputs, outputs) in enumerate(itertools.pairwise([3, *reversed(channels)])):
+        shapes |= {f"{d}d_h{i}_conv/w": (5, 5, inputs, outputs), f"{d}d_h{i}_conv/biases": (outputs,)}
+        norms |= {f"{d}d_bn{i}": outputs} if i else {}
+    for name, count in norms.items():
+        shapes |= {f"{name}/{part}": (count,) for part in ("beta", "gamma", "moving_mean", "moving_variance")}
+    return shapes | {f"{d}d_h{i}_lin/Matrix": (values, 1), f"{d}d_h{i}_lin/bias": (1,)}
 
 
 def test_the_published_model_fits(tmp_path):
-    shapes = published()
+    """That is the face model that came with the original code."""
+    shapes = variables([512, 256, 128, 64], 100, "generator/", "discriminator/")
     write(tmp_path, shapes)
     dcgan = DCGAN.load(tmp_path)
     assert dcgan.architecture == dict(image_size=64, c_dim=3, z_dim=100, gf_dim=64, df_dim=64, ema=0.0)
@@ -163,15 +163,7 @@ def test_the_published_model_fits(tmp_path):
     assert sorted(values) == list(range(len(shapes)))
 
 
-def tiny():
-    """The variables of a model of TINY."""
-    shapes = {"g_h0_lin/Matrix": (5, 256), "g_h0_lin/bias": (256,), "d_h1_lin/Matrix": (256, 1), "d_h1_lin/bias": (1,)}
-    shapes |= {"g_h1/w": (5, 5, 8, 16), "g_h1/biases": (8,), "g_h2/w": (5, 5, 3, 8), "g_h2/biases": (3,)}
-    shapes |= {"d_h0_conv/w": (5, 5, 3, 8), "d_h0_conv/biases": (8,)}
-    shapes |= {"d_h1_conv/w": (5, 5, 8, 16), "d_h1_conv/biases": (16,)}
-    for name, channels in {"g_bn0": 16, "g_bn1": 8, "d_bn1": 16}.items():
-        shapes |= {f"{name}/{part}": (channels,) for part in ("beta", "gamma", "moving_mean", "moving_variance")}
-    return shapes
+SMALL = variables([16, 8], 5)  # those of TINY
 
 
 @pytest.mark.parametrize(
@@ -184,13 +176,13 @@ def tiny():
         ({"g_h3/w": (5, 5, 3, 8)}, r"g_h0_lin/Matrix should .*512\), but has .*5, 256"),
         ({"d_h1_lin/Matrix": None, "d_h2_lin/Matrix": (256, 1)}, "d_h1_lin/Matrix should .*, but is missing"),
         ({"g_h1/w": (), "g_h2/w": None, "d_h0_conv/w": (8,)}, r"g_h0_lin/Matrix should .*, but has .*5, 256"),
-        (dict.fromkeys(tiny()) | {"dense/kernel": (3, 3), "step": ()}, "g_h0_lin/Matrix should .*, but is missing"),
+        (dict.fromkeys(SMALL) | {"dense/kernel": (3, 3), "step": ()}, "g_h0_lin/Matrix should .*, but is missing"),
     ],
 )
 def test_other_networks_are_told_by_the_first_variable_that_does_not_fit(tmp_path, changes, message):
-    write(tmp_path, tiny())
+    write(tmp_path, SMALL)
     assert DCGAN.load(tmp_path).architecture == dict(**TINY, ema=0.0)
-    write(tmp_path, {name: shape for name, shape in (tiny() | changes).items() if shape is not None})
+    write(tmp_path, {name: shape for name, shape in (SMALL | changes).items() if shape is not None})
     with pytest.raises(cli.UserError, match=f"DCGAN.model-60502: {message}"):
         DCGAN.load(tmp_path)
 
@@ -208,7 +200,7 @@ def test_a_damaged_file_is_named(original, tmp_path):
 def test_a_new_run_starts_from_what_the_samples_are_drawn_with(tiny_dcgan):
     source = tiny_dcgan(ema=0.9)
     source.generator_ema.set_weights([w + 0.1 for w in source.generator.get_weights()])
-    z, x = RNG.uniform(-1, 1, (3, 5)).astype(np.float32), RNG.uniform(-1, 1, (3, 16, 16, 3)).astype(np.float32)
+    z, x = zs(3), images(3)
     for ema in (0.0, 0.5):
         dcgan = DCGAN(**TINY, ema=ema)
         dcgan.start_from(source)
@@ -305,6 +297,6 @@ def test_settings_that_contradict(settings, original, tmp_path, flags, message):
 
 
 def test_other_networks_are_one_line_for_both_scripts(folder, tmp_path):
-    write(tmp_path, tiny() | {"g_h1/w": (5, 5, 16, 16)})
+    write(tmp_path, SMALL | {"g_h1/w": (5, 5, 16, 16)})
     for flags in (["train-dcgan.py", "--init", tmp_path, "--dataset"], ["complete.py", "--checkpointDir", tmp_path]):
         one_line(run(*flags, folder, cwd=tmp_path, status=2), "DCGAN.model-60502", "g_h1/w")
