@@ -87,7 +87,7 @@ def test_a_tf_config_that_makes_no_sense_is_one_line(monkeypatch, text):
 
 def in_slurm(monkeypatch, tasks, index, nodes="node[2-3]", per_node="1(x2)", **more):
     variables = dict(SLURM_STEP_NUM_TASKS=tasks, SLURM_PROCID=index, SLURM_STEP_NODELIST=nodes)
-    variables |= dict(SLURM_STEP_TASKS_PER_NODE=per_node, SLURM_JOB_ID=123456, **more)
+    variables |= dict(SLURM_STEP_TASKS_PER_NODE=per_node, SLURM_JOB_ID=123456) | more
     for name, value in variables.items():
         monkeypatch.setenv(name, str(value))
 
@@ -112,9 +112,7 @@ def test_tasks_of_slurm_are_in_the_order_of_their_nodes(monkeypatch):
 def test_steps_that_run_at_once_have_ports_of_their_own(monkeypatch):
     taken = set()
     for job, step in ((100, 0), (100, 1), (101, 0), (101, 1), (849, 0)):
-        in_slurm(monkeypatch, 2, 0, nodes="node1", per_node="2")
-        monkeypatch.setenv("SLURM_JOB_ID", str(job))
-        monkeypatch.setenv("SLURM_STEP_ID", str(step))
+        in_slurm(monkeypatch, 2, 0, nodes="node1", per_node="2", SLURM_JOB_ID=job, SLURM_STEP_ID=step)
         addresses = slurm_addresses(0)
         assert not taken & set(addresses) and all(20000 <= int(a.split(":")[1]) < 32768 for a in addresses)
         taken |= set(addresses)
