@@ -19,6 +19,11 @@ def holes(count, kind="center"):
     return masks.holes(kind, [masks.make(kind, 16, seed=(i,)) for i in range(count)])
 
 
+@pytest.fixture(scope="module")
+def encoder(tiny):
+    return Encoder(tiny)
+
+
 def test_shapes_and_parameters(tiny_dcgan):
     for channels in (1, 3):
         dcgan = tiny_dcgan(c_dim=channels)
@@ -32,8 +37,8 @@ def test_shapes_and_parameters(tiny_dcgan):
 
 
 @pytest.mark.parametrize("kind", ["center", "lowres", "full"])
-def test_losses_against_numpy(tiny_dcgan, kind):
-    encoder, x = Encoder(tiny_dcgan()), images(3)
+def test_losses_against_numpy(encoder, kind):
+    x = images(3)
     shown, known = holes(3, kind).masked(x)
     error = abs(encoder.dcgan.draw(encoder.guess(shown, known)) - x)
     hidden = np.broadcast_to(known == 0, x.shape)
@@ -43,9 +48,9 @@ def test_losses_against_numpy(tiny_dcgan, kind):
     np.testing.assert_allclose(hole, expected, rtol=1e-4)
 
 
-def test_a_step_moves_the_encoder_alone_and_it_learns(tiny_dcgan):
+def test_a_step_moves_the_encoder_alone_and_it_learns(tiny):
     keras.utils.set_random_seed(1)
-    encoder = Encoder(tiny_dcgan())
+    encoder = Encoder(tiny)
     x = encoder.dcgan.draw(zs(4))
     shown, known = holes(4).masked(x)
     before = values(encoder.dcgan.generator.variables), values(encoder.network.trainable_variables)
@@ -63,8 +68,7 @@ def test_two_replicas_take_the_same_step_as_one_where_batch_norm_does_not_matter
     """Both halves of the batch are equal, so that the statistics of each share are those of the whole."""
     x = np.tile(images(2), (2, 1, 1, 1))
     shown, known = holes(4).masked(x)
-    weights = None
-    results = []
+    weights, results = None, []
     for strategy in (tf.distribute.get_strategy(), two_replicas):
         with strategy.scope():
             encoder = Encoder(tiny_dcgan())
@@ -78,9 +82,8 @@ def test_two_replicas_take_the_same_step_as_one_where_batch_norm_does_not_matter
 
 
 @pytest.mark.parametrize("kind", ["center", "random", "grid"])
-def test_what_lies_under_a_hole_has_no_say(tiny_dcgan, kind):
-    encoder, x = Encoder(tiny_dcgan()), images(3)
-    hole = holes(3, kind)
+def test_what_lies_under_a_hole_has_no_say(encoder, kind):
+    x, hole = images(3), holes(3, kind)
     hidden = np.broadcast_to(hole.masks == 0, x.shape)
     guesses = [encoder.guess(*hole.masked(np.where(hidden, other, x))) for other in (x, -x, np.nan)]
     np.testing.assert_array_equal(guesses[0], guesses[1])
