@@ -147,7 +147,7 @@ def test_the_first_step_from_a_start_is_by_the_weights_and_the_prior(tiny):
 
 
 def test_adam_gets_nearer_from_a_start(tiny):
-    first, *_, last = search.complete(tiny, images(4), center_hole(4), start=zs(4) / 2, approach="adam")
+    first, *_, last = search.complete(tiny, images(3), center_hole(3), start=zs(3) / 2, approach="adam")
     assert (last.total < first.total).all()
 
 
