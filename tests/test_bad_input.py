@@ -90,6 +90,7 @@ BAD_CONFIGS += [
     (config(training=5), "train-dcgan.py"),
     ("[" * 200_000, "train-dcgan.py"),
     ("[]", "train-dcgan.py"),
+    ("{}", "train-dcgan.py"),
     ("null", "train-dcgan.py"),
     ("", "train-dcgan.py"),
     (" " * 2**16 + config(), "train-dcgan.py"),

@@ -1,7 +1,6 @@
 """complete.py as a user runs it: a process of its own, on a tiny network."""
 
 import csv
-import json
 import os
 import re
 import shutil
@@ -234,8 +233,6 @@ def test_help_does_not_wait_for_tensorflow(script):
         (["images/0.png", "--detail", "1.5"], ["--detail", "to 1"]),
         (["images/0.png", "--window", "4"], ["--window 4", "odd"]),
         (["images/0.png", "--lr", "-1"], ["--lr", "above 0"]),
-        (["images/0.png", "--checkpointDir", "odd"], ["odd/config.json", "train-dcgan.py"]),
-        (["images/0.png", "--checkpointDir", "odd2"], ["odd2/config.json", "train-dcgan.py"]),
         ([], ["IMAGE"]),
     ],
 )
@@ -246,12 +243,6 @@ def test_completion_errors(trained, tmp_path, broken, flags, words):
     for folder in ("two/a", "two/b"):
         (tmp_path / folder).mkdir(parents=True)
         shutil.copy(tmp_path / "black.png", tmp_path / folder / "0.png")
-    (tmp_path / "odd").mkdir()
-    (tmp_path / "odd/config.json").write_text("{}")
-    (tmp_path / "odd/ckpt-1.index").write_text("")
-    shutil.copytree(tmp_path / "odd", tmp_path / "odd2")
-    architecture = dict(image_size="16", c_dim=3, z_dim=5, gf_dim=8, df_dim=8, ema=0.0)
-    (tmp_path / "odd2/config.json").write_text(json.dumps({"architecture": architecture, "training": {}}))
     (tmp_path / "images").symlink_to(trained / "images")
     (tmp_path / "checkpoints").symlink_to(trained / "checkpoints")
     one_line(run("complete.py", *flags, cwd=tmp_path, status=2), *words)
