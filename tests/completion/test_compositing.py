@@ -4,10 +4,9 @@ import cli
 
 import numpy as np
 import pytest
+from conftest import RNG
 
 from completion import compositing, masks, prior
-
-RNG = np.random.default_rng(0)
 
 
 def dense_poisson(image, generated, mask):
@@ -237,11 +236,11 @@ CYANOTYPE = [(-0.95, -0.9, -0.6), (-0.5, 0, 0.35), (0.9, 0.92, 0.9)]
 @pytest.mark.parametrize("noise, off", [(0, 0.025), (2 / 127.5, 0.07)])
 def test_a_fill_keeps_the_one_tone_of_its_surroundings(tone, noise, off):
     """Also beside noise and a coloured stamp; what lies under the hole is not read, and the light stays."""
-    rng, mask = np.random.default_rng(0), masks.make("center", 32)
+    mask = masks.make("center", 32)
     hole = mask[..., 0] == 0
-    light = np.clip(np.linspace(-0.8, 0.8, 32) + 0.1 * rng.standard_normal((32, 32)), -1, 1)
+    light = np.clip(np.linspace(-0.8, 0.8, 32) + 0.1 * RNG.standard_normal((32, 32)), -1, 1)
     true = tinted(light, tone)
-    image = true + noise * rng.standard_normal(true.shape).astype(np.float32)
+    image = true + noise * RNG.standard_normal(true.shape).astype(np.float32)
     image[:4, :4] = 0.6, -0.7, -0.6  # the stamp
     pink = true + np.float32([0.12, -0.06, -0.06])
     filled = compositing.keep_tone(np.where(mask > 0, image, np.nan), pink, mask)
@@ -251,24 +250,23 @@ def test_a_fill_keeps_the_one_tone_of_its_surroundings(tone, noise, off):
 
 
 def test_a_fill_beside_exact_grey_is_exactly_grey():
-    rng, mask = np.random.default_rng(0), masks.make("center", 32)
-    image, filled = rng.uniform(-1, 1, (32, 32, 1)).repeat(3, -1), rng.uniform(-1, 1, (32, 32, 3))
+    mask = masks.make("center", 32)
+    image, filled = RNG.uniform(-1, 1, (32, 32, 1)).repeat(3, -1), RNG.uniform(-1, 1, (32, 32, 3))
     grey = compositing.keep_tone(image, filled, mask)[8:24, 8:24]
     np.testing.assert_array_equal(grey, grey[..., :1].repeat(3, -1))
 
 
 def test_a_fill_in_a_coloured_image_keeps_its_colours():
-    rng, mask = np.random.default_rng(0), masks.make("center", 32)
-    image = 0.3 * rng.standard_normal((4, 4, 3)).repeat(8, 0).repeat(8, 1).astype(np.float32)
+    mask = masks.make("center", 32)
+    image = 0.3 * RNG.standard_normal((4, 4, 3)).repeat(8, 0).repeat(8, 1).astype(np.float32)
     pink = image + np.float32([0.12, -0.06, -0.06])
     np.testing.assert_array_equal(compositing.keep_tone(image, pink, mask), pink)
     np.testing.assert_array_equal(compositing.keep_tone(image, pink, 0 * mask), pink)
 
 
 def test_biharmonic_against_a_dense_least_squares_solution():
-    rng = np.random.default_rng(0)
-    state = rng.choice(3, (9, 8), p=[0.4, 0.5, 0.1])  # unknown, known, neither
-    values, unknown, known = rng.standard_normal((9, 8, 2)), state == 0, state == 1
+    state = RNG.choice(3, (9, 8), p=[0.4, 0.5, 0.1])  # unknown, known, neither
+    values, unknown, known = RNG.standard_normal((9, 8, 2)), state == 0, state == 1
     used = unknown | known
     bends, slopes = [], []
     for y, x in np.argwhere(used):

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import scipy.ndimage
 import skimage.data
+from conftest import RNG
 
 import utils
 from completion import masks
-
-RNG = np.random.default_rng(0)
 
 
 def hole(mask):

@@ -4,11 +4,10 @@ import scipy.ndimage
 import scipy.stats
 import skimage.metrics
 import tensorflow as tf
+from conftest import RNG
 
 from completion import metrics
 from training import quality
-
-RNG = np.random.default_rng(0)
 
 
 def smooth(count, size, channels=3):
