@@ -98,9 +98,8 @@ def plain_step(dcgan, x, z, learning_rate, groups=1):
     def descend(network, loss_function):
         with tf.GradientTape() as tape:
             loss = sum(loss_function(*part) for part in parts) / groups
-        for variable, gradient in zip(
-            network.trainable_variables, tape.gradient(loss, network.trainable_variables), strict=True
-        ):
+        gradients = tape.gradient(loss, network.trainable_variables)
+        for variable, gradient in zip(network.trainable_variables, gradients, strict=True):
             variable.assign_sub(learning_rate * gradient)
         return float(loss)
 
@@ -219,10 +218,9 @@ def test_a_step_on_two_replicas_equals_one_on_both_halves(tiny_dcgan, replicated
         for replica in a.value.values:
             np.testing.assert_allclose(replica, b, atol=2e-4, err_msg=a.path)
     # the average after the first step: a tenth of the old, nine tenths of the new
-    for average, a, b in zip(
-        dcgan.generator_ema.trainable_variables, old, dcgan.generator.trainable_variables, strict=True
-    ):
-        np.testing.assert_allclose(average.numpy(), 0.1 * a + 0.9 * b.numpy(), atol=1e-5)
+    new = values(dcgan.generator.trainable_variables)
+    for average, a, b in zip(dcgan.generator_ema.trainable_variables, old, new, strict=True):
+        np.testing.assert_allclose(average.numpy(), 0.1 * a + 0.9 * b, atol=1e-5)
 
 
 def test_half_precision_takes_nearly_the_same_step(tiny_dcgan):

@@ -25,16 +25,7 @@ TEXTS = {path.relative_to(ROOT).as_posix(): path.read_text() for path in (ROOT /
 TEXTS["checkpoints/faces-64/MODEL_CARD.md"] = (ROOT / "checkpoints/faces-64/MODEL_CARD.md").read_text()
 README, SCRIPTS = TEXTS["README.md"], TEXTS["docs/scripts.md"]
 COMMANDS = "\n".join([README, SCRIPTS, TEXTS["docs/evaluation.md"]])
-NAMES = (
-    "align.py",
-    "train-dcgan.py",
-    "train-encoder.py",
-    "train-refiner.py",
-    "complete.py",
-    "sample.py",
-    "export.py",
-    "paint.py",
-)
+NAMES = "align.py train-dcgan.py train-encoder.py train-refiner.py complete.py sample.py export.py paint.py".split()
 # so that it takes seconds
 SMALL = {
     "train-dcgan.py": "--image_size 16 --z_dim 5 --gf_dim 8 --df_dim 8".split(),
@@ -125,10 +116,8 @@ def pictures(notebook):
 
 
 def test_the_most_probable_y_of_the_notebook():
-    sources = [cell.source for cell in nbformat.read(ROOT / "docs/article.ipynb", 4).cells]
-    (function,) = [
-        text for source in sources for text in source.split("\n\n\n") if text.startswith("def most_probable_y")
-    ]
+    source = "\n\n\n".join(cell.source for cell in nbformat.read(ROOT / "docs/article.ipynb", 4).cells)
+    (function,) = [text for text in source.split("\n\n\n") if text.startswith("def most_probable_y")]
     exec(function, names := {})
     y, covariance = np.linspace(-4, 4, 8001), np.array([[2, -0.6], [-0.6, 0.5]])
     density = scipy.stats.multivariate_normal(cov=covariance).pdf(np.column_stack([0 * y + 1.5, y]))

@@ -92,19 +92,14 @@ def test_sliced_wasserstein_against_scipy(channels):
         for level in levels:
             limit = level.shape[1] - 6
             rows, columns = rng.integers(limit, size=12), rng.integers(limit, size=12)
-            cloud = [
-                level[i // 4, y : y + 7, x : x + 7].transpose(2, 0, 1)
-                for i, (y, x) in enumerate(zip(rows, columns, strict=True))
-            ]
-            cloud = np.stack(cloud)
+            corners = enumerate(zip(rows, columns, strict=True))
+            cloud = np.stack([level[i // 4, y : y + 7, x : x + 7].transpose(2, 0, 1) for i, (y, x) in corners])
             for c in range(channels):
                 cloud[:, c] = scipy.stats.zscore(cloud[:, c], axis=None)
             clouds.append(cloud.reshape(12, -1))
         axes = rng.normal(size=(16, 49 * channels))
-        distances = [
-            scipy.stats.wasserstein_distance(*(cloud @ axis / np.linalg.norm(axis) for cloud in clouds))
-            for axis in axes
-        ]
+        axes /= np.linalg.norm(axes, axis=1, keepdims=True)
+        distances = [scipy.stats.wasserstein_distance(*(cloud @ axis for cloud in clouds)) for axis in axes]
         expected[levels[0].shape[1]] = 1000 * np.mean(distances)
     result = dict(quality.sliced_wasserstein(real, generated, seed=5, patches=4, directions=16))
     assert list(result) == [32, 16]

@@ -164,9 +164,8 @@ def test_the_default_step_is_stable_where_little_is_known(tiny):
 
 
 def complete(dcgan, y, mask, numbers=None, **options):
-    return list(
-        search.complete(dcgan, y, mask, numbers, **{"iterations": 10, "candidates": 1, "interval": 4, **options})
-    )
+    options = {"iterations": 10, "candidates": 1, "interval": 4, **options}
+    return list(search.complete(dcgan, y, mask, numbers, **options))
 
 
 def first_z(count, seed=0):

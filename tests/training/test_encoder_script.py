@@ -115,7 +115,7 @@ def test_hmc_starts_from_candidates(learned, faces, tmp_path):
 
 
 def test_hidden_pixels_change_nothing_from_end_to_end(learned, faces, tmp_path):
-    truth = utils.read_image(sorted(faces.iterdir())[0], 16, 3)
+    truth = utils.read_image(faces / "00.png", 16, 3)
     hidden = masks.make("center", 16)[..., 0] == 0
     utils.write_image(tmp_path / "a.png", truth)
     utils.write_image(tmp_path / "b.png", np.where(hidden[..., None], 255 - truth, truth))
@@ -130,7 +130,7 @@ def test_complete_other_holes_with_what_was_learned(learned, faces, tmp_path, ki
     flags = ["--checkpointDir", learned / MINE, *FEW, "--maskType", kind, "--weighting", "neighbours"]
     run("complete.py", *sorted(faces.iterdir())[:2], *flags, cwd=tmp_path)
     first = np.asarray(Image.open(tmp_path / "completions/final/0000_00.png"))
-    truth = utils.read_image(sorted(faces.iterdir())[0], 16, 3)
+    truth = utils.read_image(faces / "00.png", 16, 3)
     known = masks.make(kind, 16, seed=(0, 0))[..., 0] == 1
     np.testing.assert_array_equal(first[known], truth[known])
 
@@ -140,7 +140,7 @@ def test_an_encoder_of_another_generator_is_reported_and_renewed(learned, faces,
     dcgan = DCGAN(**checkpoint.read_config(tmp_path / MINE)["architecture"])
     optimizers = dcgan.make_optimizers(0.01, 0.5)
     checkpoint.save(tmp_path / MINE, dcgan.networks, {"step": 14, "epoch": 7, "seen": 0}, optimizers)
-    face = sorted(faces.iterdir())[0]
+    face = faces / "00.png"
     done = run("complete.py", face, *FEW, "--candidates", 10, cwd=tmp_path)
     assert "encoder" not in done.stderr.splitlines()[0]  # --candidates asks for others
     done = run("complete.py", face, *FEW, "--outDir", "older", cwd=tmp_path)
@@ -188,7 +188,7 @@ def test_train_encoder_errors(learned, faces, tmp_path, broken, flags, words):
     for name in ("empty", "few"):
         (tmp_path / name).mkdir()
     (tmp_path / "file").write_text("")
-    shutil.copy(sorted(faces.iterdir())[0], tmp_path / "few/a.png")
+    shutil.copy(faces / "00.png", tmp_path / "few/a.png")
     shutil.copy(broken, tmp_path / "few/broken.png")
     one_line(run("train-encoder.py", *flags, cwd=tmp_path, status=2), *words)
 

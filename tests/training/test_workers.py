@@ -59,9 +59,8 @@ def test_workers_read_what_one_would_each_file_once(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_two_workers_train_as_two_replicas_do(tmp_path, two_replicas):
     write_images(tmp_path / "images", 1280, RNG)
-    workers = Workers(
-        tmp_path, 2, *FLAGS, "--epoch", 1, "--cache_mb", 0, "--seed", 3, "--flip", "--precision", "float32"
-    )
+    flags = "--epoch 1 --cache_mb 0 --seed 3 --flip --precision float32".split()
+    workers = Workers(tmp_path, 2, *FLAGS, *flags)
     keras.utils.set_random_seed(3)
     with two_replicas.scope():
         dcgan = DCGAN(**TINY, ema=0.999)
