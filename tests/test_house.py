@@ -57,7 +57,7 @@ def test_each_room_imports_only_what_is_below_it():
 
 
 def test_no_function_or_class_is_too_long():
-    for path in [path for path in ROOT.rglob("*.py") if ".venv" not in path.parts]:
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("[!.]*/**/*.py")]:  # to look through .venv takes a second
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ClassDef | ast.FunctionDef):
                 limit = 250 if isinstance(node, ast.ClassDef) else 60
