@@ -1,6 +1,7 @@
 """Photos of which a part is missing: faces are found under it, and it alone is filled."""
 
 import csv
+import functools
 import re
 import shutil
 import subprocess
@@ -19,12 +20,15 @@ from conftest import run as run_script
 from PIL import Image
 from test_faces import PORTRAIT, align, apply, crops, matrix_of, read, rows_of, run
 
+from model import DCGAN
 from photos import alignment, detection, geometry, occlusion, reading, record
 
 models, in_process = test_faces.models, test_faces.in_process
 run_here, refused = test_align.run_here, test_align.refused
-FLAGS = "--nIter 5 --candidates 20 --checkpointDir".split()
 HOLES = ["strokes", "stain", "lower", "half"]
+BESIDE = np.zeros(PORTRAIT.shape[:2], bool)  # a hole that does not reach the face
+BESIDE[-20:, -20:] = True
+load_once = functools.cache(DCGAN.load)  # with the model stays what TensorFlow compiled for its search
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +36,14 @@ def landmarks(models):
     """The 68 landmarks of the portrait."""
     (box,) = models.find_faces(PORTRAIT)
     return models.find_landmarks(PORTRAIT, box)
+
+
+@pytest.fixture
+def quick(models, monkeypatch):
+    """The models, for tests of other things than the landmarks: with a part of the prior, and read again only once."""
+    monkeypatch.setattr(occlusion, "ROUNDS", 1)
+    prior = models.prior
+    return models._replace(prior=prior._replace(components=prior.components[:, :128], variances=prior.variances[:128]))
 
 
 def hole(kind, landmarks):
@@ -74,23 +86,21 @@ def test_landmarks_are_found_under_a_hole(models, landmarks, kind):
     assert {"inpainted", "grey", "mirrored"} >= set(face.seen.split("+")) > set()
 
 
-def test_what_lies_under_a_hole_is_ignored(models, landmarks, monkeypatch):
-    monkeypatch.setattr(occlusion, "ROUNDS", 1)
+def test_what_lies_under_a_hole_is_ignored(quick, landmarks):
     hidden, noise = hole("strokes", landmarks), np.random.default_rng(0).integers(0, 256, PORTRAIT.shape)
-    ((one,), _), ((other,), _) = (align(transparent(hidden, colour), models) for colour in (255, noise))
+    ((one,), _), ((other,), _) = (align(transparent(hidden, colour), quick) for colour in (255, noise))
     np.testing.assert_array_equal(one.matrix, other.matrix)
     np.testing.assert_array_equal(one.crop, other.crop)
     assert one.crop.shape == (64, 64, 4) and 0.05 < (one.crop[..., 3] == 0).mean() < 0.6
     # alpha without any transparency is none
-    (face,), _ = align(Image.fromarray(PORTRAIT).convert("RGBA"), models)
+    (face,), _ = align(Image.fromarray(PORTRAIT).convert("RGBA"), quick)
     assert face.crop.shape == (64, 64, 3)
 
 
-def test_a_sideways_photo_with_a_hole_is_cropped_upright(models, landmarks, monkeypatch):
-    monkeypatch.setattr(occlusion, "ROUNDS", 1)
+def test_a_sideways_photo_with_a_hole_is_cropped_upright(quick, landmarks):
     photo = transparent(hole("strokes", landmarks))
-    (upright,), _ = align(photo, models)
-    (face,), count = align(photo.transpose(Image.Transpose.ROTATE_90), models)
+    (upright,), _ = align(photo, quick)
+    (face,), count = align(photo.transpose(Image.Transpose.ROTATE_90), quick)
     turn, _ = geometry.turn_matrix(90, PORTRAIT.shape[:2])
     expected = upright.matrix @ np.linalg.inv(np.vstack([turn, [0, 0, 1]]))
     assert count == 1 and face.seen == upright.seen
@@ -162,7 +172,7 @@ def test_a_doubtful_face_needs_to_be_confirmed_and_beside_another_to_be_visible(
 
 
 @pytest.fixture
-def damaged(tmp_path, landmarks, in_process, monkeypatch):
+def damaged(tmp_path, landmarks, in_process, quick, monkeypatch):
     """in/a.png and its mask masks/a.png, in the working directory; returns what is hidden."""
     hidden = hole("strokes", landmarks)
     for name in ("in", "masks"):
@@ -170,8 +180,16 @@ def damaged(tmp_path, landmarks, in_process, monkeypatch):
     Image.fromarray(PORTRAIT).save(tmp_path / "in/a.png")
     Image.fromarray(hidden).save(tmp_path / "masks/a.png")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(occlusion, "ROUNDS", 1)  # quick, as it is not the landmarks that are tested with it
+    monkeypatch.setattr(detection, "pretrained_prior", lambda: quick.prior)
     return hidden
+
+
+@pytest.fixture
+def complete(damaged, trained, monkeypatch):
+    """A function that runs complete.py with a tiny model."""
+    monkeypatch.setattr(DCGAN, "load", load_once)
+    flags = "--nIter 5 --candidates 20 --checkpointDir".split()
+    return functools.partial(run_script, "complete.py", *flags, trained / "checkpoints/mine")
 
 
 def test_masks_are_transparency(tmp_path, damaged, run_here):
@@ -188,13 +206,12 @@ def test_masks_are_transparency(tmp_path, damaged, run_here):
     assert row["seen"] == other["seen"] != "" and (row["grow"], other["grow"]) == ("2", "")
 
 
-def test_the_hole_of_a_mask_grows_as_asked(tmp_path, damaged, run_here, trained):
+def test_the_hole_of_a_mask_grows_as_asked(tmp_path, damaged, run_here, complete):
     scratched = np.where(grown(damaged, 4)[..., None], [250, 10, 200], PORTRAIT).astype(np.uint8)
     Image.fromarray(scratched).save("in/a.png")
-    flags = ["in/a.png", "--photo", "--mask", "masks/a.png", *FLAGS, trained / "checkpoints/mine"]
     for more, reached, told in ([], 2, True), (["--grow", 5], 5, False):
         out = tmp_path / f"out{reached}"
-        done = run_script("complete.py", *flags, "--outDir", out, *more, cwd=tmp_path)
+        done = complete("in/a.png", "--photo", "--mask", "masks/a.png", "--outDir", out, *more)
         changed = (read(out / "photos/a.png") != scratched).any(-1)
         assert not changed[~grown(damaged, reached)].any()
         assert changed[grown(damaged, reached)].mean() > 0.8
@@ -206,7 +223,7 @@ def test_the_hole_of_a_mask_grows_as_asked(tmp_path, damaged, run_here, trained)
         assert done in run_here("in", "crops", "--mask", "masks/a.png", "--grow", number)
         holes.append((read(tmp_path / "crops/a.png")[..., 3] == 0).mean())
     assert holes[0] == holes[1] > 1.5 * holes[2]
-    assert "--grow: is for --photo" in run_script("complete.py", "in", "--grow", 1, status=2).stderr
+    assert "--grow: is for --photo" in complete("in", "--grow", 1, status=2).stderr
 
 
 def test_bad_masks_are_reported_and_the_other_photos_aligned(tmp_path, damaged, run_here, refused):
@@ -252,30 +269,29 @@ def test_masks_in_subfolders(tmp_path, damaged, run_here, refused):
     assert [row["mask"] for row in rows_of(tmp_path / "out")] == [f"../masks/{n}a.png" for n in ("", "x/", "y/")]
 
 
-def test_a_mask_without_white_is_reported(tmp_path, damaged, trained):
+def test_a_mask_without_white_is_reported(tmp_path, damaged, complete):
     Image.new("RGB", (240, 240), "red").save(tmp_path / "red.png")
-    flags = ["in/a.png", "--photo", "--mask", "red.png", *FLAGS, trained / "checkpoints/mine"]
-    done = run_script("complete.py", *flags, cwd=tmp_path, status=2)
+    flags = ["in/a.png", "--photo", "--mask", "red.png"]
+    done = complete(*flags, status=2)
     assert "red.png: hides nothing; make white what is missing" in done.stderr
     # the same command may be tried again
     Image.fromarray(damaged).save(tmp_path / "red.png")
-    run_script("complete.py", *flags, cwd=tmp_path)
+    complete(*flags)
 
 
-def test_a_hole_that_has_grown_is_reported(tmp_path, damaged, run_here, trained):
+def test_a_hole_that_has_grown_is_reported(tmp_path, damaged, run_here, complete):
     run_here("in", "out", "--mask", "masks/a.png", "--size", 16)
     grown = damaged.copy()
     grown[60:160, 70:170] = True
     Image.fromarray(grown).save(tmp_path / "masks/a.png")
-    done = run_script("complete.py", "out", "--put_back", *FLAGS, trained / "checkpoints/mine", cwd=tmp_path)
+    done = complete("out", "--put_back")
     assert "in/a.png: has changed since its faces were cut out; run align.py again" in done.stderr
     assert not list((tmp_path / "completions/photos").iterdir())
 
 
-def test_what_is_transparent_is_not_taken_for_a_change(tmp_path, damaged, run_here, trained):
+def test_what_is_transparent_is_not_taken_for_a_change(tmp_path, damaged, complete):
     transparent(damaged, 3).save(tmp_path / "in/a.png")
-    flags = ["in", "--photo", "--maskType", "top", *FLAGS, trained / "checkpoints/mine"]
-    assert "photos: 1 mended" in run_script("complete.py", *flags, cwd=tmp_path).stdout
+    assert "photos: 1 mended" in complete("in", "--photo", "--maskType", "top").stdout
 
 
 def test_a_doubtful_face_does_not_hide_a_small_one(models, landmarks):
@@ -380,54 +396,45 @@ def test_bad_points_are_one_line(damaged, points, words):
     assert words in done.stderr and "Traceback" not in done.stderr
 
 
-def test_one_command_mends_a_photo_with_the_same_bits_as_two(tmp_path, damaged, trained):
-    model = trained / "checkpoints/mine"
-    done = run_script("complete.py", "in/a.png", "--photo", "--mask", "masks/a.png", *FLAGS, model, cwd=tmp_path)
+def test_one_command_mends_a_photo_with_the_same_bits_as_two(tmp_path, damaged, complete):
+    done = complete("in/a.png", "--photo", "--mask", "masks/a.png")
     assert "completions/photos: 1 mended" in done.stdout
     result = read(tmp_path / "completions/photos/a.png")
     changed = (result != PORTRAIT).any(-1)
     hidden = grown(damaged)
     assert not changed[~hidden].any() and changed[hidden].mean() > 0.9
     run("in", "aligned", "--mask", "masks/a.png", "--size", 16)
-    run_script("complete.py", "aligned", "--put_back", "--outDir", "two", *FLAGS, model, cwd=tmp_path)
+    complete("aligned", "--put_back", "--outDir", "two")
     np.testing.assert_array_equal(read(tmp_path / "two/photos/a.png"), result)
     # what lies under the hole has no say, wherever it is said to be one
     transparent(hidden, 3).save(tmp_path / "in/a.png")
-    run_script("complete.py", "in", "--photo", "--outDir", "three", *FLAGS, model, cwd=tmp_path)
+    complete("in", "--photo", "--outDir", "three")
     np.testing.assert_array_equal(read(tmp_path / "three/photos/a.png"), result)
 
 
-def test_crops_go_back_into_photos_that_moved_with_them_and_into_no_others(tmp_path, damaged, run_here, trained):
-    flags = ["--put_back", *FLAGS, trained / "checkpoints/mine"]
+def test_crops_go_back_into_photos_that_moved_with_them_and_into_no_others(tmp_path, damaged, run_here, complete):
     shutil.copytree("in", "here/in")
     run_here("here/in", "here/out", "--mask", "masks/a.png", "--size", 16)
     shutil.move("here", "there")
-    done = run_script("complete.py", "there/out", *flags, cwd=tmp_path)
+    done = complete("there/out", "--put_back")
     assert "completions/photos: 1 mended" in done.stdout and not done.stderr.count("skipped")
     changed = (read(tmp_path / "completions/photos/a.png") != PORTRAIT).any(-1)
     assert not changed[~grown(damaged)].any() and changed[damaged].mean() > 0.9
     shutil.move("there/out", "alone/out")
-    line = one_line(run_script("complete.py", "alone/out", *flags, cwd=tmp_path, status=2), "run align.py again")
-    assert f"--put_back: {tmp_path}/alone/in/a.png: no such file" in line and not list(
-        (tmp_path / "completions-2").iterdir()
-    )
+    line = one_line(complete("alone/out", "--put_back", status=2), "run align.py again")
+    assert f"--put_back: {tmp_path}/alone/in/a.png: no such file" in line
+    assert not list((tmp_path / "completions-2").iterdir())
 
 
-def test_a_face_that_its_mask_does_not_touch_is_not_replaced(tmp_path, damaged, run_here, trained):
-    beside = np.zeros(damaged.shape, bool)
-    beside[-20:, -20:] = True
-    Image.fromarray(beside).save(tmp_path / "masks/a.png")
+def test_a_face_that_its_mask_does_not_touch_is_not_replaced(tmp_path, damaged, run_here, complete):
+    Image.fromarray(BESIDE).save(tmp_path / "masks/a.png")
     run_here("in", "out", "--mask", "masks/a.png", "--size", 16)
-    flags = ["out", "--put_back", *FLAGS, trained / "checkpoints/mine"]
-    line = one_line(run_script("complete.py", *flags, cwd=tmp_path, status=2), "--photo fills what is beside it")
+    line = one_line(complete("out", "--put_back", status=2), "--photo fills what is beside it")
     assert "in/a.png: its mask hides nothing of its face" in line
 
 
-def test_every_photo_comes_out(tmp_path, damaged, trained):
-    flags = ["--photo", *FLAGS, trained / "checkpoints/mine"]
-    beside = np.zeros(damaged.shape, bool)
-    beside[-20:, -20:] = True
-    for name, hidden in {"b_mask": beside, "c": damaged, "d": damaged, "e": ~beside}.items():
+def test_every_photo_comes_out(tmp_path, damaged, complete):
+    for name, hidden in {"b_mask": BESIDE, "c": damaged, "d": damaged, "e": ~BESIDE}.items():
         Image.fromarray(hidden).save(tmp_path / f"masks/{name}.png")
     Image.fromarray(PORTRAIT).save(tmp_path / "in/b.tif")  # its damage is beside the face
     flat = np.full(PORTRAIT.shape, 9, np.uint8)  # without a face
@@ -435,7 +442,7 @@ def test_every_photo_comes_out(tmp_path, damaged, trained):
     (tmp_path / "in/d.png").write_text("no picture")
     for name in ("e", "f"):  # an inverted mask, and none
         shutil.copy("in/a.png", f"in/{name}.png")
-    done = run_script("complete.py", "in", *flags, "--maskDir", "masks", cwd=tmp_path)
+    done = complete("in", "--photo", "--maskDir", "masks")
     counts = "1 mended, 2 filled without a face, 3 unchanged (1 unreadable, 2 no fitting mask); "
     assert f"completions/photos: {counts}" in done.stdout
     for line in (
@@ -451,7 +458,7 @@ def test_every_photo_comes_out(tmp_path, damaged, trained):
     for name in "def":
         assert (photos / f"{name}.png").read_bytes() == (tmp_path / f"in/{name}.png").read_bytes()
     filled = read(photos / "b.png")
-    assert (filled == PORTRAIT)[~grown(beside)].all() and (filled != PORTRAIT)[beside].any()
+    assert (filled == PORTRAIT)[~grown(BESIDE)].all() and (filled != PORTRAIT)[BESIDE].any()
     np.testing.assert_allclose(read(photos / "c.png"), flat, atol=8)
 
 
@@ -470,25 +477,24 @@ def test_every_photo_comes_out(tmp_path, damaged, trained):
         ("in/a.png", ["--mask", "in/c.png"], "--mask in/c.png: looks like a photo, not like its mask, as it has"),
     ],
 )
-def test_a_photo_whose_hole_cannot_be_seen_is_an_error(tmp_path, damaged, trained, photo, flags, words):
+def test_a_photo_whose_hole_cannot_be_seen_is_an_error(tmp_path, complete, photo, flags, words):
     Image.fromarray(cv2.resize(PORTRAIT[100:], (300, 300)), "RGB").save(tmp_path / "in/c.png")
-    flags = [photo, "--photo", *flags, *FLAGS, trained / "checkpoints/mine"]
-    *_, line = run_script("complete.py", *flags, cwd=tmp_path, status=2).stderr.splitlines()
+    *_, line = complete(photo, "--photo", *flags, status=2).stderr.splitlines()
     assert line.startswith(f"complete.py: error: {words.format(tmp_path)}")
     assert not list((tmp_path / "completions").iterdir())  # so that the same command can be tried with another flag
 
 
-def test_all_faces_of_a_photo_are_filled(tmp_path, damaged, landmarks, trained):
+def test_all_faces_of_a_photo_are_filled(tmp_path, damaged, landmarks, complete):
     pair = np.hstack([PORTRAIT, PORTRAIT])
     Image.fromarray(pair).save(tmp_path / "in/a.png")
     hidden = np.hstack([damaged, hole("lower", landmarks)])
     Image.fromarray(hidden).save(tmp_path / "masks/a.png")
-    flags = ["in", "--photo", "--mask", "masks/a.png", *FLAGS, trained / "checkpoints/mine"]
-    all_faces = run_script("complete.py", *flags, "--faces", "all", cwd=tmp_path)
+    flags = ["in", "--photo", "--mask", "masks/a.png"]
+    all_faces = complete(*flags, "--faces", "all")
     assert "photos: 1 mended; " in all_faces.stdout and "2 completed" in all_faces.stdout
     result = read(tmp_path / "completions/photos/a.png")
     assert not (result != pair).any(-1)[~grown(hidden)].any()
-    done = run_script("complete.py", *flags, "--outDir", "one", cwd=tmp_path)
+    done = complete(*flags, "--outDir", "one")
     assert "took one with a hole, or the largest, of 2 faces; --faces all takes them all" in done.stderr
     one, both = (float(re.search(r"mended; (\d+)%", text)[1]) for text in (done.stdout, all_faces.stdout))
     assert both < 25 < one  # percent of the holes that lie in no face taken
