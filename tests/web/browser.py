@@ -7,14 +7,12 @@ import signal
 import subprocess
 import sys
 import urllib.parse
-from pathlib import Path
 
 import numpy as np
-from conftest import heed_sigint
+from conftest import ROOT, heed_sigint
 from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
-ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ["--no-sandbox", "--disable-background-networking", "--disable-component-update", "--no-first-run"]
 SEARCHED = re.compile("choose one|filled from|Stopped")

@@ -70,16 +70,21 @@ def generated():
     return picture, 50 + 240 * three
 
 
+def drawn(painter, is_drawn):
+    """How many pixels of the overlay are those of which a JavaScript function of red, green and alpha says so."""
+    return painter.page.evaluate(f"""async () => {{
+        for (let i = 0; i < 2; i += 1) await new Promise(requestAnimationFrame);
+        const canvas = document.getElementById("overlay"), is_drawn = {is_drawn};
+        const {{ data }} = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+        let count = 0;
+        for (let i = 0; i < data.length; i += 4) count += is_drawn(data[i], data[i + 1], data[i + 3]);
+        return count;
+    }}""")
+
+
 def inked(painter):
     """How many pixels of the overlay are painted."""
-    return painter.page.evaluate("""async () => {
-        for (let i = 0; i < 2; i += 1) await new Promise(requestAnimationFrame);
-        const canvas = document.getElementById("overlay");
-        const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-        let count = 0;
-        for (let i = 0; i < data.length; i += 4) count += data[i] > 180 && data[i + 1] < 60 && data[i + 3] > 100;
-        return count;
-    }""")
+    return drawn(painter, "(red, green, alpha) => red > 180 && green < 60 && alpha > 100")
 
 
 @pytest.mark.parametrize("which", ["astronaut", "grace_hopper", "generated"])
@@ -437,14 +442,7 @@ def test_a_face_found_under_the_paint_is_outlined(painter, tmp_path):
 
     def outlined():
         page.page.mouse.move(5, 5)
-        return page.page.evaluate("""async () => {
-            for (let i = 0; i < 2; i += 1) await new Promise(requestAnimationFrame);
-            const canvas = document.getElementById("overlay");
-            const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-            let count = 0;
-            for (let i = 0; i < data.length; i += 4) count += data[i] > 250 && data[i + 1] > 250 && data[i + 3] > 250;
-            return count;
-        }""")
+        return drawn(page, "(red, green, alpha) => red > 250 && green > 250 && alpha > 250")
 
     page.page.fill("#size", "70")
     page.stroke([(105, 115), (185, 115)])
