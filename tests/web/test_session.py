@@ -14,22 +14,25 @@ from PIL import Image, ImageCms
 
 import checkpoint
 from completion import masks, search
+from model import DCGAN
 from photos import detection, filling, geometry, reading, symmetry
 from web import preview, session
 
 PORTRAIT = skimage.data.astronaut()[:300, 80:380]
 POINTS = [(130, 115), (155, 113), (146, 158)]  # inner eyes and lower lip
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 STROKES = [session.Stroke(np.array([[100.0, 140.0], [150.0, 120.0], [180.0, 160.0]]), 12.0)]
-
-
-@pytest.fixture(scope="module")
-def detector():
-    return detection.FaceDetector.load()
 
 
 @pytest.fixture(scope="module")
 def completer(small_model):
     return session.load_completer(small_model)
+
+
+@pytest.fixture(scope="module")
+def detector(completer):
+    """With the prior of the small model, for it is quicker."""
+    return detection.FaceDetector.load()._replace(prior=completer.prior)
 
 
 @pytest.fixture(scope="module")
@@ -127,12 +130,13 @@ def test_strokes_cover_what_is_near_their_lines():
     assert left[near_strokes(hole.shape, [outside], -0.5) & ~near_strokes(hole.shape, [eraser], 1.5)].all()
 
 
-def test_the_answers_are_those_of_complete_photo(tmp_path, photo, start, completer, small_model):
+def test_the_answers_are_those_of_complete_photo(tmp_path, photo, start, completer, small_model, monkeypatch):
     hidden = session.painted(STROKES, photo)
     edit = find(start(photo, marked=[np.array(POINTS) + 0.5]), completer)
 
     Image.fromarray(PORTRAIT).save(tmp_path / "photo.png")
     (tmp_path / "mask.png").write_bytes(session.save_mask(hidden))
+    monkeypatch.setattr(DCGAN, "load", lambda directory: completer.dcgan)  # its search is compiled
     words = "photo.png --photo --mask mask.png --samples 4 --outDir out --points".split()
     run("complete.py", *words, *(f"{x},{y}" for x, y in POINTS), "--checkpointDir", small_model, cwd=tmp_path)
     for answer in range(4):
@@ -164,15 +168,15 @@ def test_detail_mixes_two_pictures(photo, start, monkeypatch):
     assert refined.mean() < 1 and refined.max() < 16
 
 
-def test_a_detected_face_is_read_again_without_what_is_painted(photo, start, detector):
+def test_a_detected_face_is_read_again_without_what_is_painted(photo, start, filled, detector):
     hidden, damaged = session.painted(STROKES, photo), PORTRAIT.copy()
     damaged[hidden] = np.random.default_rng(0).integers(0, 256, (hidden.sum(), 3))
     faces = session.find_faces(photo, detector)
-    edits = [start(photo._replace(pixels=pixels), faces=faces) for pixels in (PORTRAIT, damaged)]
-    np.testing.assert_array_equal(edits[0].matrices, edits[1].matrices)
-    np.testing.assert_array_equal(edits[0].images * edits[0].holes.masks, edits[1].images * edits[1].holes.masks)
+    edit = start(photo._replace(pixels=damaged), faces=faces)
+    np.testing.assert_array_equal(edit.matrices, filled.matrices)
+    np.testing.assert_array_equal(edit.images * edit.holes.masks, filled.images * filled.holes.masks)
     true = np.linalg.inv(np.vstack([geometry.affine(faces[0].landmarks, 64), [0, 0, 1]]))
-    corners = edits[0].matrices[0] @ true @ np.array([[0, 0, 1], [63, 0, 1], [0, 63, 1]]).T
+    corners = filled.matrices[0] @ true @ np.array([[0, 0, 1], [63, 0, 1], [0, 63, 1]]).T
     assert np.abs(corners - [[0, 63, 0], [0, 0, 63]]).max() < 5  # pixels of 64
 
     face_gone = [session.Stroke(faces[0].landmarks.mean(0)[None].astype(float), 130.0)]
@@ -218,13 +222,8 @@ def test_a_part_of_a_composite_is_that_part_of_the_whole():
     np.testing.assert_array_equal(whole[0][layers[1].part], layers[1].pixels)
     np.testing.assert_array_equal(whole[0][10:50, 20:90], layers[0].pixels[:40])
     np.testing.assert_array_equal(whole[1][10:20, 20:90], ~layers[0].filled[:10])
-    for part in (
-        np.s_[0:300, 0:300],
-        np.s_[30:90, 0:50],
-        np.s_[20:30, 40:50],
-        np.s_[200:240, 10:80],
-        np.s_[5:9, 200:999],
-    ):
+    parts = np.s_[0:300, 0:300], np.s_[30:90, 0:50], np.s_[20:30, 40:50], np.s_[200:240, 10:80], np.s_[5:9, 200:999]
+    for part in parts:
         for mine, all_of_it in zip(session.composite(photo, layers, part), whole, strict=True):
             np.testing.assert_array_equal(mine, all_of_it[part])
 
@@ -291,16 +290,16 @@ def test_a_mask_is_painted_as_complete_reads_it(tmp_path, photo):
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
 def test_a_photo_is_saved_as_what_it_was(kind):
-    exif, profile = Image.Exif(), ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    exif = Image.Exif()
     exif[0x010E] = "a portrait"
-    given = dict(exif=exif, icc_profile=profile, xmp=b"<x:xmpmeta/>", quality=95)
+    given = dict(exif=exif, icc_profile=SRGB, xmp=b"<x:xmpmeta/>", quality=95)
     Image.fromarray(PORTRAIT).save(file := io.BytesIO(), kind, **given)
     assert session.kind_of(file.getvalue()) == kind
     photo = session.open_photo(file.getvalue())
     layer = session.Layer(np.s_[50:70, 50:90], np.zeros((20, 40, 3), np.uint8), np.ones((20, 40), bool))
     saved = Image.open(io.BytesIO(session.save(photo, [layer], kind)))
     assert saved.format == kind and saved.getexif()[0x010E] == "a portrait"
-    assert saved.info["icc_profile"] == profile and saved.info["xmp"] == b"<x:xmpmeta/>"
+    assert saved.info["icc_profile"] == SRGB and saved.info["xmp"] == b"<x:xmpmeta/>"
     error = np.abs(np.asarray(saved).astype(float) - session.composite(photo, [layer], session.WHOLE)[0])
     assert error.mean() < 3 and error[52:68, 52:88].mean() < 3
     Image.fromarray(PORTRAIT).save(file := io.BytesIO(), "BMP")
@@ -315,11 +314,10 @@ def test_a_saved_photo_keeps_grey_profile_and_exif(start, completer):
     saved = Image.open(io.BytesIO(session.save(photo, layers)))
     assert saved.mode == "L" and saved.getexif()[0x010E] == "a portrait"
 
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    photo = opened(PORTRAIT, icc_profile=profile)
-    assert Image.open(io.BytesIO(session.save(photo))).info["icc_profile"] == profile
+    photo = opened(PORTRAIT, icc_profile=SRGB)
+    assert Image.open(io.BytesIO(session.save(photo))).info["icc_profile"] == SRGB
     patch = preview.cut_out(PORTRAIT, PORTRAIT[..., 0] > 128)
-    assert Image.open(io.BytesIO(preview.encode(patch, "PNG", photo))).info["icc_profile"] == profile
+    assert Image.open(io.BytesIO(preview.encode(patch, "PNG", photo))).info["icc_profile"] == SRGB
 
 
 def test_a_preview_is_the_edit_in_fewer_pixels(start, completer):
