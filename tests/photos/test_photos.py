@@ -29,6 +29,13 @@ def smooth(shape, sigma=12, rng=RNG):
     return np.clip(128 + 50 * noise / noise.std(), 0, 255).astype(np.uint8)
 
 
+def hole(part, shape=(200, 220)):
+    """A hole that is one part, slices, of a photo: boolean (H, W)."""
+    hidden = np.zeros(shape, bool)
+    hidden[part] = True
+    return hidden
+
+
 def test_harmonic_at_several_resolutions_agrees_with_the_exact_solution():
     unknown = np.zeros((150, 140), bool)
     unknown[10:135, 15:120] = True
@@ -71,8 +78,7 @@ def cut(photo, matrix, size=64):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_true_crop_makes_the_photo_whole(channels):
     photo = smooth((200, 220, channels))
-    hidden = np.zeros((200, 220), bool)
-    hidden[60:120, 70:130] = True
+    hidden = hole(np.s_[60:120, 70:130])
     damaged = np.where(hidden[..., None], 255, photo).astype(np.uint8)
     filled, outside, _ = filling.into_photo(damaged, hidden, [cut(photo, MATRIX)], [MATRIX])
     assert outside == 0 and filled.shape == photo.shape
@@ -84,8 +90,7 @@ def test_a_true_crop_makes_the_photo_whole(channels):
 
 def test_light_of_another_strength_is_joined_without_a_seam():
     photo = smooth((200, 220, 3))
-    hidden = np.zeros((200, 220), bool)
-    hidden[60:120, 70:130] = True
+    hidden = hole(np.s_[60:120, 70:130])
     darker = np.clip(cut(photo, MATRIX).astype(int) - 25, 0, 255).astype(np.uint8)
     filled, *_ = filling.into_photo(photo, hidden, [darker], [MATRIX])
     assert np.abs(filled.astype(int) - photo)[hidden].mean() < 2.5
@@ -93,8 +98,7 @@ def test_light_of_another_strength_is_joined_without_a_seam():
 
 def test_what_lies_in_no_face_is_copied_and_counted():
     photo = np.full((200, 220, 3), 90, np.uint8)
-    hidden = np.zeros((200, 220), bool)
-    hidden[60:120, 70:130] = True
+    hidden = hole(np.s_[60:120, 70:130])
     hidden[150:190, 195:215] = True  # MATRIX leads it beyond the crop
     filled, outside, _ = filling.into_photo(photo, hidden, [np.full((64, 64, 3), 10, np.uint8)], [MATRIX])
     assert outside == 40 * 20
@@ -105,8 +109,7 @@ def test_what_lies_in_no_face_is_copied_and_counted():
 
 def test_what_is_beside_the_faces_is_the_same_for_all_samples():
     photo, rng = smooth((200, 220, 3), 4, np.random.default_rng(1)), np.random.default_rng(2)
-    hidden = np.zeros((200, 220), bool)
-    hidden[90:120, 120:215] = True  # the crop ends at about x = 175
+    hidden = hole(np.s_[90:120, 120:215])  # the crop ends at about x = 175
     crops = [cut(photo, MATRIX), np.clip(cut(photo, MATRIX) + rng.normal(0, 20, (64, 64, 3)), 0, 255).astype(np.uint8)]
     first, _, texture = filling.into_photo(photo, hidden, crops[:1], [MATRIX])
     second, *_ = filling.into_photo(photo, hidden, crops[1:], [MATRIX], seed=1, texture=texture)
@@ -128,17 +131,14 @@ def test_there_and_back_within_a_tenth_of_a_pixel():
 
 def test_a_hole_across_the_crops_border_has_no_seam_there():
     photo = smooth((200, 220, 3), 25)
-    hidden = np.zeros((200, 220), bool)
-    hidden[90:120, 120:215] = True  # the crop ends at about x = 175
+    hidden = hole(np.s_[90:120, 120:215])  # the crop ends at about x = 175
     filled, outside, _ = filling.into_photo(photo, hidden, [cut(photo, MATRIX)], [MATRIX])
     assert 0 < outside < hidden.sum()
     np.testing.assert_array_equal(filled[~hidden], photo[~hidden])
     steps = np.abs(np.diff(filled.astype(int), axis=1))
     inside = hidden[:, 1:] | hidden[:, :-1]
-    assert (
-        np.quantile(steps[inside], 0.99) <= 6
-        and steps[inside].mean() < 2 * np.abs(np.diff(photo.astype(int), axis=1)).mean()
-    )
+    assert np.quantile(steps[inside], 0.99) <= 6
+    assert steps[inside].mean() < 2 * np.abs(np.diff(photo.astype(int), axis=1)).mean()
 
 
 def test_a_face_at_the_photos_border_gets_no_black_edge():
@@ -146,8 +146,7 @@ def test_a_face_at_the_photos_border_gets_no_black_edge():
     shift = MATRIX + [[0, 0, 20], [0, 0, 20]]  # a third of the crop lies outside
     crop = np.dstack([cut(photo, shift), np.uint8(255) * (cut(photo, shift)[..., :1] == 150)])
     completed = np.where(crop[..., 3:] == 255, crop[..., :3], 150).astype(np.uint8)
-    hidden = np.zeros((200, 220), bool)
-    hidden[:60, :60] = True
+    hidden = hole(np.s_[:60, :60])
     filled, outside, _ = filling.into_photo(photo, hidden, [completed], [shift])
     assert outside == 0
     np.testing.assert_allclose(filled, photo, atol=1)
@@ -185,8 +184,7 @@ def test_of_two_faces_the_nearer_one_fills():
 @pytest.mark.parametrize("reach, told", [(0, False), (2, False), (3, True), (5, True)])
 def test_damage_beyond_its_mask_is_told(reach, told):
     texture = scipy.ndimage.gaussian_filter(RNG.normal(0, 60, (200, 240, 3)), (2, 2, 0)) + 120
-    hidden = np.zeros((200, 240), bool)
-    hidden[80:120, 100:160] = True
+    hidden = hole(np.s_[80:120, 100:160], (200, 240))
     damage = scipy.ndimage.distance_transform_edt(~hidden) <= reach
     photo = np.where(damage[..., None], 250, texture).astype(np.uint8)
     grown = masks.grown(hidden, 2)
@@ -197,8 +195,7 @@ def test_damage_beyond_its_mask_is_told(reach, told):
 def test_grain_is_that_of_the_photo():
     clean = smooth((160, 160, 3), 20).astype(float)
     noise = RNG.normal(size=(160, 160, 3)) @ np.linalg.cholesky([[9, 4, 4], [4, 9, 4], [4, 4, 9.0]]).T
-    hidden = np.zeros((160, 160), bool)
-    hidden[50:110, 50:110] = True
+    hidden = hole(np.s_[50:110, 50:110], (160, 160))
     photo = np.clip(clean + noise, 0, 255).round().astype(np.uint8)
     drawn = filling.grain(photo, hidden, 0)
     np.testing.assert_allclose(np.cov(drawn.reshape(-1, 3).T), [[9, 4, 4], [4, 9, 4], [4, 4, 9]], atol=2.5)
@@ -211,8 +208,7 @@ def test_grain_of_a_large_photo_is_repeated_and_as_strong(monkeypatch):
     monkeypatch.setattr(filling, "SQUARES", 200)
     rng = np.random.default_rng(1)
     photo = np.clip(128 + rng.normal(0, 4, (300, 320, 1)), 0, 255).round().astype(np.uint8)
-    hidden = np.zeros((300, 320), bool)
-    hidden[40:260, 40:280] = True
+    hidden = hole(np.s_[40:260, 40:280], (300, 320))
     assert filling.grain(photo, hidden, 0).shape == (100, 100, 1)
     filled, *_ = filling.into_photo(photo, hidden, [np.full((64, 64, 1), 128, np.uint8)], [MATRIX / 2])
     assert 2 < filled[100:200, 100:200].std() < 6
@@ -242,8 +238,7 @@ def mend(folder, holes, pixels, completed, name="face.png"):
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "I;16"])
 def test_only_the_hole_of_a_photo_changes(tmp_path, mode):
     photo = smooth((200, 220, 1 if mode in ("L", "I;16") else 3))
-    hidden = np.zeros((200, 220), bool)
-    hidden[60:120, 70:130] = True
+    hidden = hole(np.s_[60:120, 70:130])
     image = Image.fromarray(photo.squeeze())
     if mode == "RGBA":
         image.putalpha(Image.fromarray(np.where(hidden, 0, 255).astype(np.uint8)))
@@ -353,8 +348,7 @@ def test_a_shoulder_is_like_the_other():
     half = smooth((240, 120, 3), 8, rng)
     photo = np.concatenate([half, half[:, ::-1]], 1)
     face = [np.array([[0.8, 0, 32 - 0.8 * 119.5], [0, 0.8, -20]])], [np.zeros((64, 64, 3))]
-    hidden = np.zeros((240, 240), bool)
-    hidden[150:, :100] = True
+    hidden = hole(np.s_[150:, :100], (240, 240))
     filled, other = (
         filling.copied(np.where(hidden[..., None], value, photo).astype(np.uint8), hidden, ~hidden, *face)
         for value in (0, rng.integers(0, 256, photo.shape))
@@ -462,8 +456,7 @@ def test_complete_mends_the_photos_of_its_images(trained, tmp_path):
     done = run("complete.py", *flags, "--put_back", "--samples", 2, cwd=tmp_path)
     assert done.stdout.startswith("results: completions-2\n")
     assert "completions-2/photos_1: 1 mended; 0% of the holes" in done.stdout
-    hidden = np.zeros((200, 220), bool)
-    hidden[65:145, 55:135] = True  # where the crop's pixels 4 to 12 lie
+    hidden = hole(np.s_[65:145, 55:135])  # where the crop's pixels 4 to 12 lie
     results = [np.asarray(Image.open(tmp_path / f"completions-2/photos_{i}/photo.png")) for i in range(2)]
     for after in results:
         changed = (after != before).any(-1)
@@ -472,9 +465,8 @@ def test_complete_mends_the_photos_of_its_images(trained, tmp_path):
     done = run("complete.py", *flags, "--put_back", "--maskType", "full", cwd=tmp_path, status=2)
     one_line(done, "--maskType full: leaves no hole in a photo")
     (tmp_path / "aligned/align.csv").unlink()
-    one_line(
-        run("complete.py", *flags, "--put_back", cwd=tmp_path, status=2), "--put_back: aligned/face.png: of no photo"
-    )
+    done = run("complete.py", *flags, "--put_back", cwd=tmp_path, status=2)
+    one_line(done, "--put_back: aligned/face.png: of no photo")
 
 
 def kept(path, **options):
@@ -494,9 +486,8 @@ def test_what_a_file_says_of_its_photo_stays(tmp_path):
     image, lost = kept(tmp_path / "a.jpg", dpi=(600, 300), xmp=xmp, comment="box 3, é", exif=exif)
     assert not lost and image.size == (20, 30)
     np.testing.assert_allclose(image.info["dpi"], (300, 600), atol=0.01)  # as it was turned
-    assert (
-        image.info["xmp"] == xmp and image.info["Comment"] == "box 3, é" and dict(image.getexif()) == {270: "a title"}
-    )
+    assert image.info["xmp"] == xmp and image.info["Comment"] == "box 3, é"
+    assert dict(image.getexif()) == {270: "a title"}
     resources = b"8BIM\x04\x04\0\0" + struct.pack(">I", len(iptc)) + iptc + b"\0"
     segment = b"Photoshop 3.0\0" + resources
     data = (tmp_path / "a.jpg").read_bytes()
