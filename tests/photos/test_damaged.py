@@ -18,7 +18,7 @@ import test_faces
 from conftest import ROOT, one_line
 from conftest import run as run_script
 from PIL import Image
-from test_faces import PORTRAIT, align, apply, crops, matrix_of, read, rows_of, run
+from test_faces import PAIR, PORTRAIT, align, apply, crops, matrix_of, read, rows_of, run
 
 from model import DCGAN
 from photos import alignment, detection, geometry, occlusion, reading, record
@@ -71,8 +71,7 @@ def grown(hidden, pixels=2):
 
 
 def transparent(hidden, colour=255):
-    pixels = np.where(hidden[..., None], colour, PORTRAIT)
-    return Image.fromarray(np.dstack([pixels, np.where(hidden, 0, 255)]).astype(np.uint8))
+    return Image.fromarray(test_faces.transparent(PORTRAIT, hidden, colour))
 
 
 @pytest.mark.parametrize("kind", HOLES)
@@ -80,7 +79,7 @@ def test_landmarks_are_found_under_a_hole(models, landmarks, kind):
     photo = transparent(hole(kind, landmarks))
     (face,), count = align(photo, models)
     three = geometry.LANDMARKS["innerEyesAndBottomLip"]
-    places = apply(np.linalg.inv(np.vstack([face.matrix, [0, 0, 1]]))[:2], 64 * geometry.MINMAX_TEMPLATE[three])
+    places = apply(cv2.invertAffineTransform(face.matrix), 64 * geometry.MINMAX_TEMPLATE[three])
     eyes = np.linalg.norm(landmarks[36:42].mean(0) - landmarks[42:48].mean(0))
     assert count == 1 and np.linalg.norm(places - landmarks[three], axis=1).mean() < 0.1 * eyes
     assert {"inpainted", "grey", "mirrored"} >= set(face.seen.split("+")) > set()
@@ -132,17 +131,14 @@ def test_fillings_keep_what_is_known(landmarks):
 
 
 def test_the_face_with_the_hole_is_taken(models, landmarks):
-    pair = np.zeros((480, 720, 3), np.uint8)
-    pair[:240, :240] = PORTRAIT
-    pair[:, 240:] = cv2.resize(PORTRAIT, (480, 480))
-    alpha = np.full(pair.shape[:2], 255, np.uint8)
+    alpha = np.full(PAIR.shape[:2], 255, np.uint8)
     alpha[:240, :240][hole("stain", landmarks)] = 0
-    (face,), count = align(np.dstack([pair, alpha]), models._replace(prior=None))
+    (face,), count = align(np.dstack([PAIR, alpha]), models._replace(prior=None))
     assert count == 2 and face.box.right() < 240 and (face.crop[..., 3] == 0).mean() > 0.05
     # also beside a larger one that is cut out: what stays transparent is no hole
-    cut_out = np.full(pair.shape[:2], 255, np.uint8)
+    cut_out = np.full(PAIR.shape[:2], 255, np.uint8)
     cut_out[:, 550:] = 0
-    photo = reading.Photo(pair, np.minimum(alpha, cut_out), {}, [], cut_out)
+    photo = reading.Photo(PAIR, np.minimum(alpha, cut_out), {}, [], cut_out)
     (face,), _ = alignment.align_photo(photo, models._replace(prior=None), alignment.Settings())
     assert face.box.right() < 240
 
@@ -232,10 +228,8 @@ def test_bad_masks_are_reported_and_the_other_photos_aligned(tmp_path, damaged, 
     Image.fromarray(damaged[:-1]).save(tmp_path / "masks/b.png")
     (tmp_path / "masks/c.png").write_text("no picture")
     assert "1 faces aligned in 1 of 4 photos" in run_here("in", "out", "--maskDir", "masks")
-    assert (
-        "in/b.png: no fitting mask: " in run_here.err
-        and "masks/b.png: a mask of 240x239 pixels, for a photo of 240x240" in (run_here.err)
-    )
+    assert "in/b.png: no fitting mask: " in run_here.err
+    assert "masks/b.png: a mask of 240x239 pixels, for a photo of 240x240" in run_here.err
     assert "masks/c.png: not a readable image" in run_here.err
     assert "in/d.png: no fitting mask: --maskDir masks: holds no mask, or several, named d" in run_here.err
     assert crops(tmp_path / "out") == ["a.png"]
@@ -377,7 +371,7 @@ def test_landmarks_by_hand(tmp_path, damaged, run_here, points):
     np.testing.assert_allclose(places, expected, atol=1e-3)
     assert row["seen"] == "points"
     box = [int(row[name]) for name in record.BOX]
-    corners = apply(np.linalg.inv(np.vstack([matrix_of(row), [0, 0, 1]]))[:2], [[0, 0], [31, 0], [0, 31], [31, 31]])
+    corners = apply(cv2.invertAffineTransform(matrix_of(row)), [[0, 0], [31, 0], [0, 31], [31, 31]])
     np.testing.assert_allclose(box, [*corners.min(0), *corners.max(0)], atol=1)
 
 

@@ -24,6 +24,7 @@ from photos import alignment, detection, geometry, reading, record
 
 ASTRONAUT = skimage.data.astronaut()  # (512, 512, 3); her face, and below it what dlib takes for a second one
 PORTRAIT = ASTRONAUT[:240, 100:340].copy()  # her face alone
+PAIR = np.hstack([np.pad(PORTRAIT, [(0, 240), (0, 0), (0, 0)]), cv2.resize(PORTRAIT, (480, 480))])  # twice as large
 NOISE = np.random.default_rng(0).integers(0, 256, (90, 80, 3), np.uint8)
 
 run = functools.partial(run, "align.py")
@@ -170,16 +171,12 @@ def test_a_large_photo_is_averaged_down_in_place(shrink):
     assert abs((error[:, 0] - error[:, 1]).mean()) < 0.02
 
     board = np.repeat(255 * ((x + y) % 2)[..., None], 3, -1).astype(np.uint8)
-    assert (
-        geometry.warp(board, matrix, 64)[inside].std() < 15 < 40 < cv2.warpAffine(board, matrix, (64, 64))[inside].std()
-    )
+    assert geometry.warp(board, matrix, 64)[inside].std() < 15
+    assert cv2.warpAffine(board, matrix, (64, 64))[inside].std() > 40
 
 
 def transparent(pixels, hole, colour):
-    alpha = np.full(pixels.shape[:2] + (1,), 255, np.uint8)
-    pixels, alpha[hole] = pixels.copy(), 0
-    pixels[hole] = colour
-    return np.concatenate([pixels, alpha], -1)
+    return np.dstack([np.where(hole[..., None], colour, pixels), np.where(hole, 0, 255)]).astype(np.uint8)
 
 
 @pytest.mark.parametrize("matrix", MAPS.values(), ids=MAPS)
@@ -265,12 +262,9 @@ def test_which_faces(models):
     (box,) = models.find_faces(small, "largest", 1)
     assert 30 < box.width() < 70  # in pixels of the photo itself
     # of two faces the larger, though the smaller is found first or surer
-    pair = np.zeros((480, 720, 3), np.uint8)
-    pair[:240, :240] = PORTRAIT
-    pair[:, 240:] = cv2.resize(PORTRAIT, (480, 480))
-    box, other = models.find_faces(pair)
+    box, other = models.find_faces(PAIR)
     assert box.left() > 240 and box.width() > 130 and other.right() < 240
-    assert len(models.find_faces(pair, "all", 0)) == 2
+    assert len(models.find_faces(PAIR, "all", 0)) == 2
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 400), (400, 1), (7, 7)])
@@ -369,19 +363,11 @@ def test_the_record_leads_back_into_the_photo(aligned, models):
         row = rows[name]
         crop = cv2.warpAffine(PORTRAIT, matrix_of(row), (64, 64))  # of the upright photo
         np.testing.assert_array_equal(crop, read(output / row["output"]))
-        assert (row["size"], row["faces"], row["landmarks"], row["face"]) == (
-            "64",
-            "only",
-            "innerEyesAndBottomLip",
-            "0",
-        )
+        settings = [row[name] for name in ("size", "faces", "landmarks", "face")]
+        assert settings == ["64", "only", "innerEyesAndBottomLip", "0"]
     (box,) = models.find_faces(PORTRAIT, "only")
-    assert [int(rows["portrait.webp"][name]) for name in record.BOX] == [
-        box.left(),
-        box.top(),
-        box.right(),
-        box.bottom(),
-    ]
+    sides = [int(rows["portrait.webp"][name]) for name in record.BOX]
+    assert sides == [box.left(), box.top(), box.right(), box.bottom()]
 
 
 def test_a_second_run_does_what_is_missing_and_no_more(aligned, in_process):
@@ -427,9 +413,7 @@ def test_a_sideways_photo_is_cropped_upright(models, degrees):
     turn, size = geometry.turn_matrix(degrees, photo.shape[:2])
     (face,), count = align(cv2.warpAffine(photo, turn, size), models)
     three = 64 * geometry.MINMAX_TEMPLATE[[39, 42, 57]]
-    places, expected = (
-        apply(np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2], three) for matrix in (face.matrix, upright.matrix)
-    )
+    places, expected = (apply(cv2.invertAffineTransform(one.matrix), three) for one in (face, upright))
     error = np.linalg.norm(places - apply(turn, expected), axis=1).mean()
     assert count == 1 and error < (0.01 if degrees % 90 == 0 else 0.1 * np.linalg.norm(expected[0] - expected[1]))
 
