@@ -25,7 +25,6 @@ from photos import alignment, detection, geometry, occlusion, reading, record
 
 models, in_process = test_faces.models, test_faces.in_process
 run_here, refused = test_align.run_here, test_align.refused
-HOLES = ["strokes", "stain", "lower", "half"]
 BESIDE = np.zeros(PORTRAIT.shape[:2], bool)  # a hole that does not reach the face
 BESIDE[-20:, -20:] = True
 load_once = functools.cache(DCGAN.load)  # with the model stays what TensorFlow compiled for its search
@@ -74,7 +73,7 @@ def transparent(hidden, colour=255):
     return Image.fromarray(test_faces.transparent(PORTRAIT, hidden, colour))
 
 
-@pytest.mark.parametrize("kind", HOLES)
+@pytest.mark.parametrize("kind", ["strokes", "stain", "lower", "half"])
 def test_landmarks_are_found_under_a_hole(models, landmarks, kind):
     photo = transparent(hole(kind, landmarks))
     (face,), count = align(photo, models)

@@ -1,6 +1,7 @@
 """Whole photos: the completed crops back where they came from."""
 
 import csv
+import functools
 import io
 import os
 import re
@@ -17,6 +18,7 @@ from conftest import one_line, run
 from PIL import Image, ImageCms, PngImagePlugin
 
 from completion import compositing, masks
+from model import DCGAN
 from photos import filling, geometry, reading, record, restoring, symmetry
 
 RNG = np.random.default_rng(0)
@@ -441,7 +443,8 @@ def test_a_photo_that_has_changed_is_left_alone(tmp_path, capsys):
     assert mend(tmp_path, holes, crop, crop) == (1, 0)
 
 
-def test_complete_mends_the_photos_of_its_images(trained, tmp_path):
+def test_complete_mends_the_photos_of_its_images(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(DCGAN, "load", functools.cache(DCGAN.load))  # and its search is compiled only once
     photo = smooth((200, 220, 3))
     (tmp_path / "aligned").mkdir()
     Image.fromarray(photo).save(tmp_path / "photo.jpg", quality=95)

@@ -6,12 +6,11 @@ import cv2
 import matplotlib
 import numpy as np
 import pytest
-import skimage.data
 from browser import CHROMIUM, Painter, chromium, serving
 from conftest import ROOT, run
 from PIL import Image
 from playwright.sync_api import expect
-from test_session import near_strokes
+from test_session import PORTRAIT, near_strokes
 
 import checkpoint
 import ops
@@ -22,7 +21,6 @@ from photos import geometry
 from web import session
 
 pytestmark = [pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"), pytest.mark.slow]
-PORTRAIT = skimage.data.astronaut()[:300, 80:380]
 
 
 @pytest.fixture(scope="module")
