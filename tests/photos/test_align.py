@@ -175,7 +175,7 @@ def test_photos_of_one_name_are_all_kept(tmp_path, run_here, monkeypatch):
     assert [row for row in rows_of(tmp_path / "out") if "bmp" not in row["source"]] == before
 
 
-def test_find_photos(tmp_path, folder):
+def test_find_photos(folder):
     inside = folder / "a" / "out"
     inside.mkdir()
     shutil.copy(folder / "a/0.png", inside / "0.png")

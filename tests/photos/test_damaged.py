@@ -50,11 +50,8 @@ def hole(kind, landmarks):
     hidden = np.zeros(PORTRAIT.shape[:2], np.uint8)
     (left, top), (right, bottom) = landmarks.min(0).astype(int), landmarks.max(0).astype(int)
     if kind == "strokes":
-        for line in (
-            [(left, top), (right, bottom)],
-            [(left, bottom), (right, top)],
-            [(left, top), (left + 40, bottom)],
-        ):
+        lines = [(left, top), (right, bottom)], [(left, bottom), (right, top)], [(left, top), (left + 40, bottom)]
+        for line in lines:
             cv2.line(hidden, *line, 1, 7)
     elif kind == "stain":
         cv2.circle(hidden, landmarks[36:42].mean(0).astype(int).tolist(), 25, 1, -1)
@@ -114,9 +111,8 @@ def test_without_a_prior_the_fillings_decide(models, landmarks):
 def test_fillings_keep_what_is_known(landmarks):
     hidden = hole("half", landmarks)
     other = np.where(hidden[..., None], 7, PORTRAIT).astype(np.uint8)
-    for (how, filled), (_, same) in zip(
-        occlusion.fillings(PORTRAIT, hidden), occlusion.fillings(other, hidden), strict=True
-    ):
+    pairs = zip(occlusion.fillings(PORTRAIT, hidden), occlusion.fillings(other, hidden), strict=True)
+    for (how, filled), (_, same) in pairs:
         np.testing.assert_array_equal(filled, same)
         np.testing.assert_array_equal(filled[~hidden], PORTRAIT[~hidden])
         if how == "grey":
@@ -287,7 +283,7 @@ def test_what_is_transparent_is_not_taken_for_a_change(tmp_path, damaged, comple
     assert "photos: 1 mended" in complete("in", "--photo", "--maskType", "top").stdout
 
 
-def test_a_doubtful_face_does_not_hide_a_small_one(models, landmarks):
+def test_a_doubtful_face_does_not_hide_a_small_one():
     class Detector:
         """Doubts one place at the photo's own size, and is sure of another in the doubled one."""
 

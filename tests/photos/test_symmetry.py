@@ -11,9 +11,8 @@ from photos import filling, geometry, landmarks, symmetry
 
 SYMMETRIC = (geometry.MINMAX_TEMPLATE + [1, 0] - geometry.MINMAX_TEMPLATE[landmarks.MIRRORED] * [1, -1]) / 2
 SIZE = 64
-MATRIX = np.array(
-    [[0.8, 0, 0.8 * (0.5 - 80)], [0, 0.8, 0.8 * (0.5 - 80)], [0, 0, 1]]
-)  # from `symmetric_photo` to its crop
+# from `symmetric_photo` to its crop
+MATRIX = np.array([[0.8, 0, 0.8 * (0.5 - 80)], [0, 0.8, 0.8 * (0.5 - 80)], [0, 0, 1]])
 
 
 @pytest.fixture(autouse=True)
