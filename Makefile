@@ -22,7 +22,7 @@ paint: .venv/demo
 
 test: lint
 	.venv/bin/pytest -n 2 --dist worksteal -m "not slow"
-	@echo "left out: several workers, cold starts, pretrained model, browser, notebook, speed benchmark; make test-all runs all"
+	@echo "left out: several workers, cold starts, pretrained model, browser, notebook, benchmarks; make test-all runs all"
 
 test-all: lint
 	.venv/bin/pytest -n 2 --dist worksteal

@@ -62,6 +62,7 @@ def blocks(images):
     return utils.to_float(images).reshape(-1, 2, 8, 2, 8, 3).mean((2, 4)).reshape(-1, 12)
 
 
+@pytest.mark.slow
 def test_filled_holes(tmp_path, monkeypatch, table, tiny):
     rng = np.random.default_rng(0)
     patterns = cv2.GaussianBlur(rng.normal(0, 200, (16, 16, 24)), (0, 0), 2).reshape(16, 16, 3, 8)

@@ -256,6 +256,7 @@ def test_settings_of_a_resumed_run(folder, tmp_path, idle_step):
     assert [len(x) for x, _ in run.fed] == [10, 10] and run.epoch == 5
 
 
+@pytest.mark.slow
 def test_training_on_two_replicas_stops_and_resumes(folder, tmp_path, two_replicas):
     with two_replicas.scope():
         parts = train(tmp_path / "parts", folder, stops=(3,), batch_size=4)
