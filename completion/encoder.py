@@ -84,10 +84,11 @@ class Encoder:
 
         See `checkpoint.read_parts`.
         """
-        folder, make, outdated = Path(directory) / checkpoint.ENCODER, functools.partial(cls, dcgan), False
+        folder, make = Path(directory) / checkpoint.ENCODER, functools.partial(cls, dcgan)
+        fingerprint, outdated = dcgan.fingerprint(), False
         found = checkpoint.read_parts(folder, dcgan, "train-encoder.py", make, ("step", "fingerprint"))
         for encoder, numbers in found:
-            if numbers["fingerprint"] == dcgan.fingerprint():
+            if numbers["fingerprint"] == fingerprint:
                 return encoder, False
             outdated = True
         return None, outdated

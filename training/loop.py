@@ -53,8 +53,8 @@ class Run:
 
         `model` is a DCGAN, an Encoder or a Refiner, `images` a dataset.ImageFolder. `epoch` counts the epochs of
         earlier runs too. What is learned is evaluated at the end of each epoch (100 steps apart at least) and every
-        `eval_every` steps. `jit_compile` compiles the step with XLA, for one replica. `team`: who trains together.
-        Raises UserError if the checkpoint cannot be read, or a batch cannot be shared.
+        `eval_every` steps. `jit_compile` uses XLA, for one replica. `team`: who trains together; each reads its part of
+        a batch, the chief alone writes. Raises UserError if the checkpoint cannot be read, or a batch cannot be shared.
         """
         self.model, self.images, self.epochs, self.eval_every = model, images, epoch, eval_every
         self.batch_size, self.seed, self.flip = min(batch_size, len(images)), seed, flip
