@@ -212,9 +212,11 @@ def random_z(shape, seed, stream, number=0):
 
 
 def sigmoid_cross_entropy(logits, label):
-    """-log sigmoid(logit) for label 1, -log(1 - sigmoid(logit)) for label 0. Logits (N, 1) -> per-image losses (N,)."""
-    labels = tf.fill(tf.shape(logits), float(label))
-    return tf.squeeze(tf.nn.sigmoid_cross_entropy_with_logits(labels, logits), 1)
+    """-log sigmoid(logit) for label 1, -log(1 - sigmoid(logit)) for label 0. Logits (N, 1) -> per-image losses (N,).
+
+    TensorFlow's function of that name has four gradients of a logit, which large networks sum in any order on a CPU.
+    """
+    return tf.squeeze(tf.nn.softplus(-logits if label else logits), 1)
 
 
 def contextual_loss(generated, images, weights):

@@ -106,10 +106,10 @@ def plain_step(dcgan, x, z, learning_rate, groups=1):
     def d_loss(x, z):
         fake = d(g(z, training=True), training=True)
         real = d(x, training=True)
-        return tf.reduce_mean(tf.nn.softplus(-real)) + tf.reduce_mean(tf.nn.softplus(fake))
+        return -tf.reduce_mean(tf.math.log(tf.sigmoid(real)) + tf.math.log(1 - tf.sigmoid(fake)))
 
     def g_loss(x, z):
-        return tf.reduce_mean(tf.nn.softplus(-d(g(z, training=True), training=True)))
+        return -tf.reduce_mean(tf.math.log(tf.sigmoid(d(g(z, training=True), training=True))))
 
     return descend(d, d_loss), descend(g, g_loss), descend(g, g_loss)
 
