@@ -214,7 +214,7 @@ def random_z(shape, seed, stream, number=0):
 def sigmoid_cross_entropy(logits, label):
     """-log sigmoid(logit) for label 1, -log(1 - sigmoid(logit)) for label 0. Logits (N, 1) -> per-image losses (N,).
 
-    TensorFlow's function of that name has four gradients of a logit, which large networks sum in any order on a CPU.
+    TensorFlow's own function uses a logit four times; the sum of the four gradients is rounded in any order.
     """
     return tf.squeeze(tf.nn.softplus(-logits if label else logits), 1)
 

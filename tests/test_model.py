@@ -61,6 +61,21 @@ def test_losses_against_numpy():
     np.testing.assert_allclose(DCGAN.generator_loss(fake), -log_expit(fake)[:, 0], rtol=1e-5)
 
 
+@pytest.mark.parametrize("label", [0, 1])
+def test_the_gradient_of_the_cross_entropy_is_exact_for_large_logits(label):
+    x = np.linspace(-30, 30, 61, dtype=np.float32)[:, None]
+
+    @tf.function
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            loss = tf.reduce_sum(ops.sigmoid_cross_entropy(x, label))
+        return tape.gradient(loss, x)
+
+    expected = -expit(-x.astype(float)) if label else expit(x.astype(float))
+    np.testing.assert_allclose(gradient(tf.constant(x)), expected, rtol=1e-6)
+
+
 def test_contextual_loss_against_numpy():
     a, b, mask = images(3), images(3), (RNG.random((3, 16, 16, 1)) < 0.5).astype(np.float32)
     expected = [sum(abs(a[i, y, x] - b[i, y, x]).sum() for y, x in np.argwhere(mask[i, ..., 0])) for i in range(3)]
@@ -157,6 +172,15 @@ def test_the_shared_step_equals_the_plain_one(tiny_dcgan):
     np.testing.assert_allclose(outputs["d_"], d_, atol=1e-5)
     for a, b in zip(weights(dcgan), weights(expected), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4, err_msg=a.path)
+
+
+def test_no_sum_of_a_step_has_three_terms(tiny_dcgan):
+    """TensorFlow adds up more than two in any order where the networks are large, even with --deterministic."""
+    dcgan = tiny_dcgan()
+    arguments = tf.constant(images(4)), tf.constant(zs(4)), tf.constant(0, tf.int64)
+    step = tf.function(dcgan.train_step).get_concrete_function(*arguments, **dcgan.make_optimizers(0.01, 0.5))
+    sums = [node for node in step.graph.as_graph_def().node if node.op == "AddN"]
+    assert sums and all(len(node.input) == 2 for node in sums)
 
 
 def test_an_update_changes_its_own_network_only(tiny_dcgan):
