@@ -72,7 +72,8 @@ def with_detail(small, shown, share, gone, shrink):
     patches = np.lib.stride_tricks.sliding_window_view(patches, (SIDE, SIDE), (0, 1)).reshape(share.size, -1)
     axes = np.linalg.svd(patches[whole[:: len(whole) // 4096 + 1]], full_matrices=False)[2][:DIRECTIONS].T
     tree = scipy.spatial.cKDTree(patches[whole] @ axes)
-    alike = whole[tree.query(patches[rest] @ axes, eps=1)[1]]
+    points, places = np.unique(patches[rest] @ axes, axis=0, return_inverse=True)  # on a plain ground most are equal
+    alike = whole[tree.query(points, eps=1)[1][places.ravel()]]
     large_blocks, shown_blocks = (x.reshape(len(share), shrink, -1, shrink, x.shape[2]) for x in (large, shown))
     (y, x), (alike_y, alike_x) = (np.unravel_index(each, share.shape) for each in (rest, alike))
     detail = shown_blocks[alike_y, :, alike_x].astype(np.int16) - large_blocks[alike_y, :, alike_x]
