@@ -58,14 +58,14 @@ def test_workers_read_what_one_would_each_file_once(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_two_workers_train_as_two_replicas_do(tmp_path, two_replicas):
-    write_images(tmp_path / "images", 1280, RNG)
-    flags = "--epoch 1 --cache_mb 0 --seed 3 --flip --precision float32".split()
+    write_images(tmp_path / "images", 320, RNG)
+    flags = "--epoch 4 --cache_mb 0 --seed 3 --flip --precision float32".split()
     workers = Workers(tmp_path, 2, *FLAGS, *flags)
     keras.utils.set_random_seed(3)
     with two_replicas.scope():
         dcgan = DCGAN(**TINY, ema=0.999)
     homes = {f"{name}_dir": tmp_path / "replicas" for name in ("checkpoint", "sample", "log")}
-    training = dict(epoch=1, batch_size=64, learning_rate=0.0002, beta1=0.5, seed=3, flip=True)
+    training = dict(epoch=4, batch_size=64, learning_rate=0.0002, beta1=0.5, seed=3, flip=True)
     GANRun(dcgan, ImageFolder(tmp_path / "images", 16, 3), **training, **homes).train()
     assert workers.wait(120) == [0, 0], workers.said(0) + workers.said(1)
     assert "20" in workers.said(1, "out")[-1]
