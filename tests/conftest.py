@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from subprocess import CompletedProcess
 
-os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")  # tests are what runs in parallel
+# tests are what runs in parallel
+os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TF_NUM_INTRAOP_THREADS"), "1")
 
 import cli
 
