@@ -84,11 +84,10 @@ class Encoder:
 
         See `checkpoint.read_parts`.
         """
-        folder, make = Path(directory) / checkpoint.ENCODER, functools.partial(cls, dcgan)
-        fingerprint, outdated = dcgan.fingerprint(), False
+        folder, make, outdated = Path(directory) / checkpoint.ENCODER, functools.partial(cls, dcgan), False
         found = checkpoint.read_parts(folder, dcgan, "train-encoder.py", make, ("step", "fingerprint"))
         for encoder, numbers in found:
-            if numbers["fingerprint"] == fingerprint:
+            if numbers["fingerprint"] == dcgan.fingerprint():
                 return encoder, False
             outdated = True
         return None, outdated
