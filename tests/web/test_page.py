@@ -393,6 +393,12 @@ def test_a_reload_keeps_the_answers_that_the_server_has(painter, portrait):
     assert changed[155:165].any() and not changed[:140].any()
 
 
+DOT_AND_RELOAD = """() => setTimeout(() => {
+    document.getElementById("overlay").dispatchEvent(new KeyboardEvent("keydown", { key: "Enter" }));
+    location.reload();
+})"""
+
+
 def test_a_reload_keeps_photo_and_paint_until_it_is_closed(painter, portrait):
     page, other = (painter().ready() for _ in range(2))
     page.open(portrait)
@@ -405,10 +411,12 @@ def test_a_reload_keeps_photo_and_paint_until_it_is_closed(painter, portrait):
     page.save("#saveMask")
     page.page.on("dialog", lambda dialog: dialog.accept())
     page.context.add_init_script("sessionStorage.removeItem('page')")  # as after a time that is too long for the server
-    page.page.reload()
+    page.page.mouse.move(*page.place(60, 250))
+    with page.page.expect_navigation():
+        page.page.evaluate(DOT_AND_RELOAD)
     page.says("the photo from before, with its paint")
     kept, name = page.save("#saveMask")
-    assert name == "portrait-mask.png" and kept[159, 150] and (kept | ~mask).all()
+    assert name == "portrait-mask.png" and kept[159, 150] and kept[250, 60] and (kept | ~mask).all()
     other.page.reload()
     expect(other.page.locator("#empty")).to_be_visible()
     page.page.click("#close")

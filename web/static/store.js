@@ -4,19 +4,32 @@
 const HOURS = 1; // after which what a closed tab has left goes, once a page opens
 let tab = null; // when its photo was opened
 
-function access(mode, use) {
+let database = null; // stays open, so that what is kept in the last moment before a reload gets there
+
+function openDatabase() {
   return new Promise((resolve, reject) => {
     const opening = indexedDB.open("paint", 1);
     opening.onupgradeneeded = () => opening.result.createObjectStore("kept");
     opening.onerror = () => reject(opening.error);
     opening.onsuccess = () => {
-      const transaction = opening.result.transaction("kept", mode);
-      const request = use(transaction.objectStore("kept"));
+      opening.result.onclose = () => { database = null; }; // its owner has deleted it
+      resolve(opening.result);
+    };
+  });
+}
+
+async function access(mode, use) {
+  try {
+    const transaction = (await (database ??= openDatabase())).transaction("kept", mode);
+    const request = use(transaction.objectStore("kept"));
+    transaction.commit(); // or a reload aborts it
+    return await new Promise((resolve, reject) => {
       transaction.oncomplete = () => resolve(request.result);
       transaction.onabort = () => reject(transaction.error);
-      opening.result.close(); // once that is done
-    };
-  }).catch(() => null);
+    });
+  } catch {
+    return null;
+  }
 }
 
 export async function keepPhoto(file) {
