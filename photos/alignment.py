@@ -2,16 +2,15 @@
 
 import argparse
 import collections
-import concurrent.futures
 import contextlib
 import itertools
 import multiprocessing
+import multiprocessing.connection
 import multiprocessing.resource_tracker
 import os
 import re
 import signal
 import sys
-import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -224,52 +223,77 @@ def png(pixels):
     return cv2.imencode(".png", cv2.cvtColor(pixels, order))[1].tobytes()
 
 
-def start_worker():
-    """What a worker process does first: it answers SIGTERM, and from now on ends when its parent does."""
+def work(connection, output, settings):
+    """What a worker process does: it answers a task with what `align_file` returns or raises, until nobody asks."""
+    with contextlib.suppress(EOFError, ConnectionError):
+        answer = None
+        while True:
+            connection.send(answer)
+            task = connection.recv()
+            try:
+                answer = align_file(output, settings, *task)
+            except Exception as error:
+                answer = error
 
-    def end_with(parent):
-        parent.join()
-        os._exit(1)
 
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-    threading.Thread(target=end_with, args=[multiprocessing.parent_process()], daemon=True).start()
+@contextlib.contextmanager
+def inherited():
+    """What workers inherit: as photos are what is done in parallel, each has one thread; a signal waits for ever.
 
-
-def in_parallel(tasks, output, settings, received=()):
-    """Yield what `align_file` returns for each of its arguments, an iterator, as the worker processes get them done.
-
-    Only a few are under way at any time, so that an end of `tasks` is the end soon after. Raises the UserError that a
-    worker met, and one if a worker is killed by another signal than those that this process has `received`.
+    Ctrl-C reaches all processes of a terminal, and SIGTERM those of a job: only the one that started them is to act.
     """
-    context = multiprocessing.get_context("spawn")  # the one way that all systems have
-    # Ctrl-C reaches all processes, and only this one is to act on it: what is blocked here, the others inherit; a
-    # SIGTERM waits until a worker has started
-    multiprocessing.resource_tracker.ensure_running()  # which would unblock it
+    multiprocessing.resource_tracker.ensure_running()  # which would unblock the signals
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
     environment = dict(os.environ)
-    os.environ.update(dict.fromkeys(THREADS, "1"))  # the photos are what is done in parallel
-    with concurrent.futures.ProcessPoolExecutor(settings.workers, context, start_worker) as pool:
-        waiting = {pool.submit(tuple): None for _ in range(4 * settings.workers)}
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    try:
+        yield
+    finally:
         os.environ.clear()
         os.environ.update(environment)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        while waiting:
-            done, _ = concurrent.futures.wait(waiting, return_when=concurrent.futures.FIRST_COMPLETED)
-            for future in done:
+
+
+def in_parallel(tasks, output, settings):
+    """Yield what `align_file` returns for each of its arguments, an iterator, as the worker processes get them done.
+
+    Each has a connection of its own, which tells of its death even in the midst of an answer; a pool would hang. Raises
+    what a worker met, and UserError if one is killed.
+    """
+    context = multiprocessing.get_context("spawn")  # the one way that all systems have
+    processes, connections = [], []
+    try:
+        with inherited():
+            for _ in range(settings.workers):
+                ours, theirs = context.Pipe()
+                connections.append(ours)
+                with theirs:
+                    process = context.Process(target=work, args=(theirs, output, settings))
+                    process.start()
+                processes.append(process)
+        busy = dict.fromkeys(connections)  # until they answer for the first time, to be asked
+        while busy:
+            for connection in multiprocessing.connection.wait(busy):
+                photo = busy.pop(connection)
                 try:
-                    answer = future.result()
-                except concurrent.futures.process.BrokenProcessPool as error:
-                    if received:
-                        return
+                    answer = connection.recv()
+                    if task := next(tasks, None):
+                        connection.send(task)
+                        busy[connection] = task[0]
+                except (EOFError, OSError) as error:
                     raise cli.UserError(
-                        "a worker process was killed: is there too little memory? --workers 1 needs less; or take away "
-                        f"the photo, one of {', '.join(filter(None, waiting.values()))}"
+                        "a worker process was killed: is there too little memory? --workers 1 needs less"
+                        + (f"; or take away {photo}" if photo else "")
                     ) from error
-                del waiting[future]
-                if task := next(tasks, None):
-                    waiting[pool.submit(align_file, output, settings, *task)] = task[0]
+                if isinstance(answer, Exception):
+                    raise answer
                 if answer:
                     yield answer
+    finally:
+        for connection in connections:
+            connection.close()
+        for process in processes:
+            process.join()
 
 
 def find_photos(inputs, output):
@@ -452,12 +476,15 @@ def align_photos(inputs, output, settings, keep=False):
         for draft in output.rglob(".[0-9]*.draft"):  # of a run that was killed
             draft.unlink()
         record.write_record(output / record.RECORD, records)
-        settings = settings._replace(predictor=predictor, workers=max(1, min(settings.workers, len(todo))))
+        settings = settings._replace(predictor=predictor, workers=min(settings.workers, len(todo)))
         counts["already done"] = len(sources) - len(todo)
         tasks = ((source, name, hidden.get(source), keep and room > 0) for source, name in todo.items())
         tasks = itertools.takewhile(lambda task: not received, tasks)
-        with tqdm(total=len(todo), unit="photo", dynamic_ncols=True, disable=not todo) as bar:
-            for rows, cut in in_parallel(tasks, output, settings, received) if todo else ():
+        with (
+            tqdm(total=len(todo), unit="photo", dynamic_ncols=True, disable=not todo) as bar,
+            contextlib.closing(in_parallel(tasks, output, settings)) as answers,
+        ):
+            for rows, cut in answers:
                 store(output, rows, records.pop(rows[0]["source"], []))
                 count(rows, counts, bar, keep or len(sources) == 1)
                 last = rows[0]["status"]

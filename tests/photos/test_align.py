@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import cli
@@ -130,16 +131,20 @@ def test_one_run_at_a_time_writes_to_a_folder(out, refused):
         assert "OUTPUT out: another align.py writes to it; wait for it" in refused("in", "out", "--overwrite")
 
 
-def test_a_killed_worker_is_one_line(tmp_path, save_image):
+@pytest.mark.parametrize("side, size, seconds", [(4000, 64, 0), (300, 512, 1)])
+def test_a_killed_worker_is_one_line(tmp_path, save_image, side, size, seconds):
+    """It is killed while it looks at the second photo, or in the midst of its answer, which holds a large crop."""
     save_image("0.bmp", PORTRAIT)
-    save_image("1.bmp", cv2.resize(ASTRONAUT, (4000, 4000)))
-    settings = alignment.Settings(workers=2, predictor=detection.find_predictor())
-    tasks = [(str(tmp_path / f"{i}.bmp"), str(i)) for i in [0] * 4 + [1] * 8]
+    save_image("1.bmp", cv2.resize(PORTRAIT, (side, side)))
+    settings = alignment.Settings(size=size, workers=1, predictor=detection.find_predictor())
+    tasks = [(str(tmp_path / f"{i}.bmp"), str(i)) for i in range(2)]
     with pytest.raises(cli.UserError, match="killed.*--workers 1.*1.bmp"):
         for rows, _ in alignment.in_parallel(iter(tasks), tmp_path, settings):
             assert rows[0]["status"] == "aligned"
-            for worker in multiprocessing.active_children():
-                worker.kill()
+            time.sleep(seconds)
+            (worker,) = multiprocessing.active_children()
+            worker.kill()
+    assert not multiprocessing.active_children()
 
 
 def named(*names):

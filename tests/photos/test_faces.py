@@ -31,7 +31,7 @@ run = functools.partial(run, "align.py")
 pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # `utils` ignores them
 
 
-def one_process(tasks, output, settings, received=()):
+def one_process(tasks, output, settings):
     """As `alignment.in_parallel`, in this process, where dlib's models are loaded once for all tests."""
     return (alignment.align_file(output, settings, *task) for task in tasks)
 
