@@ -145,7 +145,8 @@ def best_candidate(dcgan, problem, numbers, candidates, seed, progress):
 def compiled(dcgan, function):
     """A function whose first argument is the model, compiled for that and kept with it."""
     if function not in dcgan.compiled:
-        dcgan.compiled[function] = tf.function(functools.partial(function, dcgan))
+        # without autograph, which takes a third of a second and finds nothing to convert
+        dcgan.compiled[function] = tf.function(functools.partial(function, dcgan), autograph=False)
     return dcgan.compiled[function]
 
 
@@ -182,11 +183,12 @@ def iterate(dcgan, rule, z, slots, best, problem, numbers, first, count):
             losses = dcgan.completion_loss(z, *problem).total
         return losses, tape.gradient(losses, z)
 
-    for i in tf.range(first, first + count):
+    def move(i, z, slots, best):
         losses, following, slots = RULES[rule].step(losses_and_gradient, z, slots, i, numbers)
-        best = better(best, z, losses)
-        z = following
-    return z, slots, best
+        return i + 1, following, slots, better(best, z, losses)
+
+    _, *found = tf.while_loop(lambda *_: True, move, (first, z, slots, best), maximum_iterations=count)
+    return found
 
 
 def better(best, z, losses):
@@ -243,12 +245,14 @@ def hmc(losses_and_gradient, z, slots, i, numbers):
     first_losses, gradient = losses_and_gradient(z)
     first_energy = beta * first_losses + tf.reduce_sum(velocity**2, 1) / 2
 
-    proposal, losses = z, first_losses
-    for _ in tf.range(numbers["hmc_l"]):
+    def leap(proposal, velocity, losses, gradient):
         velocity -= eps / 2 * beta * gradient
         proposal, velocity = reflect(proposal + eps * velocity, velocity)
         losses, gradient = losses_and_gradient(proposal)
-        velocity -= eps / 2 * beta * gradient
+        return proposal, velocity - eps / 2 * beta * gradient, losses, gradient
+
+    start = z, velocity, first_losses, gradient
+    proposal, velocity, losses, _ = tf.while_loop(lambda *_: True, leap, start, maximum_iterations=numbers["hmc_l"])
     energy = beta * losses + tf.reduce_sum(velocity**2, 1) / 2
     accepted = tf.math.log(chance) < first_energy - energy
     return first_losses, tf.where(accepted[:, None], proposal, z), slots

@@ -320,7 +320,7 @@ def test_an_upload_that_is_broken_off(url):
 
 
 def test_a_closed_page_takes_its_photo_along_unless_it_is_there_again(monkeypatch):
-    monkeypatch.setattr(app, "AWAY", 0.4)
+    monkeypatch.setattr(app, "AWAY", 1)
     site = app.Site(None)
 
     async def visit(query=b""):
@@ -333,10 +333,10 @@ def test_a_closed_page_takes_its_photo_along_unless_it_is_there_again(monkeypatc
         page = (await visit())["page"]
         site.pages[page].open("photo")
         for _ in range(3):  # a second time when the first closing is that long ago
-            await asyncio.sleep(0.3)
+            await asyncio.sleep(0.6)
             hello = await visit(f"page={page}".encode())
             assert (hello["page"], hello["photo"]) == (page, True)
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(1.2)
 
     asyncio.run(visits())
     assert not site.pages
@@ -469,18 +469,20 @@ def test_any_request_is_answered(url):
 def test_slow_and_broken_connections_hinder_nobody(url):
     host, port = urllib.parse.urlsplit(url).netloc.split(":")
     with Browser(url).open() as browser, contextlib.ExitStack() as stack:
-        start = time.monotonic()
-        browser.ask("GET", "mended")
-        alone = time.monotonic() - start
+
+        def seconds():
+            start = time.monotonic()
+            browser.ask("GET", "mended")
+            return time.monotonic() - start
+
+        alone = seconds()
         head = (
             f"PUT /pages/{browser.page}/photo HTTP/1.1\r\nHost: {host}:{port}\r\nContent-Length: 9999\r\n\r\n".encode()
         )
         lines = [stack.enter_context(socket.create_connection((host, port))) for _ in range(200)]
         for number, line in enumerate(lines):
             line.sendall([b"", b"GET / HTTP/1.1\r\nHo", head, head + b"abc", b"\x00\r\n\r\n"][number % 5])
-        start = time.monotonic()
-        browser.ask("GET", "mended")
-        assert time.monotonic() - start < alone + 1
+        assert min(seconds() for _ in range(3)) < alone + 1
         browser.ask("PUT", "photo", png(PORTRAIT))
         lines[0].settimeout(PATIENCE)
         assert lines[0].recv(1) == b""  # its headers did not come
