@@ -226,14 +226,15 @@ def png(pixels):
 def work(connection, output, settings):
     """What a worker process does: it answers a task with what `align_file` returns or raises, until nobody asks."""
     with contextlib.suppress(EOFError, ConnectionError):
-        answer = None
+        connection.send(None)
         while True:
-            connection.send(answer)
             task = connection.recv()
             try:
                 answer = align_file(output, settings, *task)
             except Exception as error:
                 answer = error
+            connection.send(answer)
+            del answer  # which may hold a photo
 
 
 @contextlib.contextmanager
@@ -271,20 +272,21 @@ def in_parallel(tasks, output, settings):
                     process = context.Process(target=work, args=(theirs, output, settings))
                     process.start()
                 processes.append(process)
-        busy = dict.fromkeys(connections)  # until they answer for the first time, to be asked
+        busy = dict.fromkeys(connections)  # until they have started
         while busy:
             for connection in multiprocessing.connection.wait(busy):
                 photo = busy.pop(connection)
                 try:
                     answer = connection.recv()
-                    if task := next(tasks, None):
-                        connection.send(task)
-                        busy[connection] = task[0]
                 except (EOFError, OSError) as error:
                     raise cli.UserError(
                         "a worker process was killed: is there too little memory? --workers 1 needs less"
                         + (f"; or take away {photo}" if photo else "")
                     ) from error
+                if task := next(tasks, None):
+                    busy[connection] = task[0]
+                    with contextlib.suppress(OSError):  # of a worker that has just been killed, which its answer tells
+                        connection.send(task)
                 if isinstance(answer, Exception):
                     raise answer
                 if answer:

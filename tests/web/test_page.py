@@ -439,6 +439,23 @@ def test_without_a_store_and_with_an_early_drop(painter, portrait):
     page.ready()
 
 
+NO_ROOM = """const put = IDBObjectStore.prototype.put;
+IDBObjectStore.prototype.put = function (value, key) {
+    if (value instanceof Blob) throw new DOMException("no room", "QuotaExceededError");
+    return put.call(this, value, key);
+};"""
+
+
+def test_paint_without_its_photo_is_not_taken_for_one(painter, portrait):
+    page = painter()
+    page.context.add_init_script(NO_ROOM)
+    page.page.reload()
+    page.ready().open(portrait).stroke([(112, 116), (176, 112)])
+    page.page.reload()
+    page.ready()
+    expect(page.page.locator("#empty")).to_be_visible()
+
+
 def test_a_face_found_under_the_paint_is_outlined(painter, tmp_path):
     damaged = PORTRAIT.copy()
     damaged[100:130, 100:190] = 255

@@ -3,7 +3,6 @@
 
 const HOURS = 1; // after which what a closed tab has left goes, once a page opens
 let tab = null; // when its photo was opened
-
 let database = null; // stays open, so that what is kept in the last moment before a reload gets there
 
 function openDatabase() {
@@ -12,7 +11,7 @@ function openDatabase() {
     opening.onupgradeneeded = () => opening.result.createObjectStore("kept");
     opening.onerror = () => reject(opening.error);
     opening.onsuccess = () => {
-      opening.result.onclose = () => { database = null; }; // its owner has deleted it
+      opening.result.onversionchange = () => opening.result.close(); // another page deletes it, or is of a later version
       resolve(opening.result);
     };
   });
@@ -20,7 +19,8 @@ function openDatabase() {
 
 async function access(mode, use) {
   try {
-    const transaction = (await (database ??= openDatabase())).transaction("kept", mode);
+    database ??= openDatabase();
+    const transaction = (await database).transaction("kept", mode);
     const request = use(transaction.objectStore("kept"));
     transaction.commit(); // or a reload aborts it
     return await new Promise((resolve, reject) => {
@@ -28,6 +28,7 @@ async function access(mode, use) {
       transaction.onabort = () => reject(transaction.error);
     });
   } catch {
+    database = null; // the next one tries again
     return null;
   }
 }
@@ -76,8 +77,8 @@ export async function findKept() {
   const old = Date.now() - HOURS * 3600000;
   if (!tab) await access("readwrite", (kept) => kept.delete(IDBKeyRange.upperBound([old])));
   const found = tab ? await access("readonly", (kept) => kept.getAll(IDBKeyRange.bound([tab], [tab, []]))) : null;
-  const [paint, file] = found?.length === 2 ? found : [null, ...(found || [])];
-  return [file, paint && JSON.parse(paint)];
+  const [file, paint] = found?.reverse() || [];
+  return file instanceof Blob ? [file, paint && JSON.parse(paint)] : []; // there may be no room for a large photo
 }
 
 export async function forget() {
