@@ -66,7 +66,9 @@ def read_record(path):
     except FileNotFoundError:
         pass
     except (OSError, ValueError, csv.Error, cli.UserError) as error:
-        raise cli.UserError(f"{path}: not a record of align.py's ({error}); choose another OUTPUT") from error
+        raise cli.UserError(
+            f"{path}: not a record of align.py's ({error}); choose another OUTPUT of align.py"
+        ) from error
     return records
 
 
@@ -137,7 +139,7 @@ def find_crops(paths):
             if rows[folder] and (row := rows[folder].get(path.absolute().relative_to(folder).as_posix())):
                 crop = crop_of(row, folder)
         except cli.UserError as error:
-            print(f"photos are not mended: {error}", file=sys.stderr)
+            print(error, file=sys.stderr)
         crops.append(crop)
     return crops
 
@@ -148,11 +150,11 @@ def crop_of(row, folder):
         matrix, size = np.array([float(row[name]) for name in MATRIX]).reshape(2, 3), int(row["size"])
         grow = int(row["grow"] or 0)
         if not np.isfinite(matrix).all() or not 1e-4 < abs(np.linalg.det(matrix[:, :2])) < 1e4 or not 0 < size <= 4096:
-            raise ValueError("a matrix that no crop has")
+            raise ValueError("a matrix or a size that no crop has")
         if not 0 <= grow <= masks.MOST_GROWTH:
             raise ValueError(f"a hole grown by {grow} pixels")
     except ValueError as error:
-        where = f"{folder / RECORD}: of {row['source']}"
-        raise cli.UserError(f"{where} ({error}); run align.py again, with --overwrite") from error
+        where = f"{folder / RECORD}: the row of {row['source']} cannot be used ({error})"
+        raise cli.UserError(f"{where}; run align.py again, with --overwrite") from error
     mask = Path(row["mask"]) if row["mask"] else None
     return Crop(folder / row["output"], Path(row["source"]), mask, matrix, size, grow=grow)

@@ -174,7 +174,8 @@ class RefinerRun(Run):
     def samples(self):
         """What is made of 16 of the held-out faces."""
         names = "original", "known", "completed", "refined"
-        return "refined", utils.labelled_rows(dict(zip(names, self.refined(self.held_out[:16]), strict=True)))
+        views = map(utils.to_float, self.refined(self.held_out[:16]))
+        return "refined", utils.labelled_rows(dict(zip(names, views, strict=True)))
 
     def measure(self, stop):
         """Compare refined with true faces; see `Run.evaluate`: the sliced Wasserstein distance decides."""

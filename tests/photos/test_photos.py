@@ -395,7 +395,7 @@ def test_photos_that_are_gone_are_reported_and_other_images_have_none(tmp_path, 
     assert mend(tmp_path, *arguments, name="other.png") == (0, 0)
     write_row(tmp_path, tmp_path / "gone.jpg", matrix=np.full((2, 3), np.nan))
     assert record.find_crops([tmp_path / "face.png"]) == [None]
-    assert "align.csv: of" in (told := capsys.readouterr().err) and "run align.py again" in told
+    assert "align.csv: the row of" in (told := capsys.readouterr().err) and "run align.py again" in told
     (tmp_path / record.RECORD).write_text("something else")
     assert record.find_crops([tmp_path / "face.png"] * 2) == [None] * 2
     assert capsys.readouterr().err.count("not a record of align.py's") == 1

@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 from conftest import RNG, run
+from PIL import Image
 
 import utils
 from completion import masks
@@ -32,7 +33,10 @@ def test_a_refiner_is_trained_and_the_same_command_resumes(trained, larger, tmp_
     lines = done.stdout.splitlines()
     assert "images: 18 to learn from, 2 held out; steps an epoch: 2" in lines
     assert lines[-1] == f"{MINE}/refiner: 2 of 2 epochs done, step 4; a higher --epoch trains longer"
-    assert (tmp_path / "samples/mine-refiner_000004.png").exists()
+    picture = np.asarray(Image.open(tmp_path / "samples/mine-refiner_000004.png"))
+    originals = [utils.read_image(path, 32, 3).repeat(4, 0).repeat(4, 1) for path in larger.iterdir()]
+    assert any((picture[:128, 96:224] == original).all() for original in originals)
+    assert picture.shape == (4 * 128 + 8, 96 + 2 * 128, 3) and (picture[3 * 128 : 4 * 128, 96:] < 255).mean() > 0.9
     (kept,) = (tmp_path / MINE / "refiner/completed").iterdir()
     time = kept.stat().st_mtime_ns
 
