@@ -144,6 +144,7 @@ def test_a_killed_worker_is_one_line(tmp_path, save_image, side, size, seconds):
             time.sleep(seconds)
             (worker,) = multiprocessing.active_children()
             worker.kill()
+            worker.join()  # or all of its answer may still be read
     assert not multiprocessing.active_children()
 
 
