@@ -187,7 +187,7 @@ def iterate(dcgan, rule, z, slots, best, problem, numbers, first, count):
         losses, following, slots = RULES[rule].step(losses_and_gradient, z, slots, i, numbers)
         return i + 1, following, slots, better(best, z, losses)
 
-    _, *found = tf.while_loop(lambda *_: True, move, (first, z, slots, best), maximum_iterations=count)
+    _, *found = tf.while_loop(lambda i, *_: i < first + count, move, (first, z, slots, best))
     return found
 
 

@@ -264,13 +264,12 @@ def in_parallel(tasks, output, settings):
     context = multiprocessing.get_context("spawn")  # the one way that all systems have
     processes, connections = [], []
     try:
-        with inherited():
-            for _ in range(settings.workers):
-                ours, theirs = context.Pipe()
-                connections.append(ours)
-                with theirs:
-                    process = context.Process(target=work, args=(theirs, output, settings))
-                    process.start()
+        for _ in range(settings.workers):
+            ours, theirs = context.Pipe()
+            connections.append(ours)
+            with theirs, inherited():
+                process = context.Process(target=work, args=(theirs, output, settings))
+                process.start()
                 processes.append(process)
         busy = dict.fromkeys(connections)  # until they have started
         while busy:
